@@ -1,0 +1,192 @@
+"""Attention: the one place where queries look at keys.
+
+"Attention Is All You Need" (1706.03762), section 3.2. `attend` is equation 1 with everything that came
+later entering as a value: a bias tensor (padding, ALiBi, windows), grouped key/value heads, a cache's
+longer keys. Fast kernels live behind `attend` only; callers cannot tell which one ran. Dropout on the
+weights is left out on purpose: none of the models here is better for it.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qkv.errors import ConfigError
+
+Rotary = tuple[Tensor, Tensor]
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(q k^T * scale + bias) v: eq. 1, section 3.2.1.
+
+    q is (B, H, T, K), k and v are (B, G, S, K); G divides H, and each group of H/G query heads shares one
+    key/value head. `bias` broadcasts to (B, H, T, S): bool (True: may look) or float (added to the scores).
+    `causal` aligns the last query with the last key, so it is right with and without a cache. `scale` is
+    1/sqrt(K) unless given. A row that may look nowhere gives zeros. Returns (B, H, T, K).
+    """
+    T, S = q.shape[-2], k.shape[-2]
+    if causal and T > 1:  # a single query is the last one: it may look at every key
+        if T == S and bias is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        bias = _causal_bias(bias, T, S, q.device)
+    if bias is not None and bias.dtype is not torch.bool:
+        bias = bias.to(q.dtype)
+    if q.device.type == "cpu" and q.dtype is torch.bfloat16:
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+            return _plain(q, k, v, bias, scale)
+        if k.shape[-2] >= LONG:
+            return _by_chunks(q, k, v, bias, scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=True)
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    *,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """The weights that `attend` mixes the values with, by the plain formula: (B, H, T, S), rows sum to 1 or 0."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, H, S, K)
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT  # (B, H, T, S)
+    if causal:
+        bias = _causal_bias(bias, q.shape[-2], k.shape[-2], q.device)
+    if bias is None:
+        return _softmax(scores)
+    scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype is torch.bool else scores + bias.to(scores.dtype)
+    nowhere = (scores == -torch.inf).all(-1, keepdim=True)  # softmax would make NaN of such a row and of its gradient
+    return _softmax(scores.masked_fill(nowhere, 0)).masked_fill(nowhere, 0)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    return scores.softmax(-1)
+
+
+def _causal_bias(bias: Tensor | None, T: int, S: int, device: torch.device) -> Tensor:
+    past = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+    if bias is None:
+        return past
+    return bias & past if bias.dtype is torch.bool else bias.masked_fill(~past, -torch.inf)
+
+
+# Where PyTorch's CPU kernel is slow in bf16 (docs/numbers.md): its backward pass, and long sequences.
+LONG = 1024
+QUERY_CHUNK = 64
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
+    v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    return attention_weights(q, k, bias=bias, scale=scale) @ v
+
+
+def _by_chunks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
+    """The plain formula over chunks of query rows, so that the scores stay in the processor's cache."""
+    out = torch.empty_like(q)
+    for start in range(0, q.shape[-2], QUERY_CHUNK):
+        rows = slice(start, start + QUERY_CHUNK)
+        seen = bias[..., rows, :] if bias is not None and bias.shape[-2] > 1 else bias
+        out[..., rows, :] = _plain(q[..., rows, :], k, v, seen, scale)
+    return out
+
+
+class KeyValues(Protocol):
+    """What `Attention` asks of one layer's cache (core/cache.py)."""
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes the new (B, G, T, K) keys and values, gives all (B, G, S, K) up to now."""
+
+
+class Attention(nn.Module):
+    """Multi-head attention, section 3.2.2: project, `attend`, project back. Self- and cross-attention are one.
+
+    `dim` is the width of the queries' input and of the output; `memory_dim` that of what keys and values are
+    read from (default: `dim`). `kv_heads` below `heads` gives grouped (or, at 1, multi-query) attention.
+    `q_norm` and `k_norm` are modules over the head width. Raises ConfigError where the widths do not fit.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        memory_dim: int | None = None,
+        bias: bool = True,
+        out_bias: bool = True,
+        scale: float | None = None,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        if heads < 1 or kv_heads < 1 or heads % kv_heads:
+            raise ConfigError(f"kv_heads={kv_heads} does not divide heads={heads}; choose a divisor")
+        if head_dim is None:
+            if dim % heads:
+                raise ConfigError(f"dim={dim} is not divisible by heads={heads}; set head_dim")
+            head_dim = dim // heads
+        self.heads, self.kv_heads, self.head_dim, self.scale = heads, kv_heads, head_dim, scale
+        memory_dim = dim if memory_dim is None else memory_dim
+        self.q = nn.Linear(dim, heads * head_dim, bias=bias)
+        self.k = nn.Linear(memory_dim, kv_heads * head_dim, bias=bias)
+        self.v = nn.Linear(memory_dim, kv_heads * head_dim, bias=bias)
+        self.out = nn.Linear(heads * head_dim, dim, bias=out_bias)
+        self.q_norm, self.k_norm = q_norm, k_norm
+        self.watch: Callable[[Tensor], None] | None = None  # set by record(): receives the weights
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        *,
+        bias: Tensor | None = None,
+        causal: bool = False,
+        rotary: Rotary | None = None,
+        cache: KeyValues | None = None,
+    ) -> Tensor:
+        """x (B, T, D) looks at memory (B, S, M), or at itself; returns (B, T, D).
+
+        `rotary` turns queries and new keys by their positions (core/position.py); `cache` holds earlier keys.
+        """
+        memory = x if memory is None else memory
+        q = self._split(self.q(x), self.heads)  # (B, H, T, K)
+        k = self._split(self.k(memory), self.kv_heads)  # (B, G, S, K)
+        v = self._split(self.v(memory), self.kv_heads)
+        q = q if self.q_norm is None else self.q_norm(q)
+        k = k if self.k_norm is None else self.k_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        if self.watch is not None:
+            self.watch(attention_weights(q, k, bias=bias, causal=causal, scale=self.scale))
+        mixed = attend(q, k, v, bias=bias, causal=causal, scale=self.scale)  # (B, H, T, K)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """RoFormer (2104.09864), eq. 34, in the half-split order of published checkpoints.
+
+    x is (B, H, T, K); `rotary` is (cos, sin), each (T, R) or (B, 1, T, R) with R <= K: the first R numbers turn.
+    """
+    cos, sin = rotary
+    R = cos.shape[-1]
+    turned, rest = x[..., :R], x[..., R:]
+    left, right = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-right, left), dim=-1) * sin
+    return torch.cat((turned, rest), dim=-1).to(x.dtype) if rest.shape[-1] else turned.to(x.dtype)

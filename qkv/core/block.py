@@ -1,0 +1,101 @@
+"""One layer of a Transformer: attention, then a feed-forward network, each with a residual and a norm.
+
+1706.03762, section 3.1. The same class is a layer of CLIP, of a U-Net's transformer, of an encoder or a
+decoder; what differs comes in as modules and three booleans.
+
+    norm_first                      not norm_first (the 2017 paper)
+    x = x + attention(norm(x))      x = norm(x + attention(x))
+    x = x + memory_attention(...)   x = norm(x + memory_attention(...))
+    x = x + ffn(norm(x))            x = norm(x + ffn(x))
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qkv.core.attention import Attention, KeyValues, Rotary
+from qkv.errors import ConfigError, unknown
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x): the approximation that OpenAI's CLIP was trained with."""
+    return x * (1.702 * x).sigmoid()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+    "silu": F.silu,
+}
+
+
+class FeedForward(nn.Module):
+    """down(activation(up(x))), section 3.3; `gated`: down(activation(gate(x)) * up(x)), 2002.05202."""
+
+    def __init__(self, dim: int, ffn_dim: int, *, activation: str = "gelu", gated: bool = False, bias: bool = True):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ConfigError(unknown("activation", activation, ACTIVATIONS))
+        self.activation = ACTIVATIONS[activation]
+        self.gate = nn.Linear(dim, ffn_dim, bias=bias) if gated else None
+        self.up = nn.Linear(dim, ffn_dim, bias=bias)
+        self.down = nn.Linear(ffn_dim, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        if self.gate is None:
+            return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """One layer; `norm` makes a norm module of a width. With `parallel`, attention and ffn read the same input
+    and are added together (GPT-J, NeoX)."""
+
+    def __init__(
+        self,
+        dim: int,
+        attention: Attention,
+        ffn: FeedForward,
+        *,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        memory_attention: Attention | None = None,
+        norm_first: bool = True,
+        parallel: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm_first, self.parallel = norm_first, parallel
+        self.attention_norm, self.attention = norm(dim), attention
+        self.memory_norm = norm(dim) if memory_attention is not None else None
+        self.memory_attention = memory_attention
+        self.ffn_norm, self.ffn = norm(dim), ffn
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        *,
+        bias: Tensor | None = None,
+        memory_bias: Tensor | None = None,
+        causal: bool = False,
+        rotary: Rotary | None = None,
+        cache: KeyValues | None = None,
+    ) -> Tensor:
+        """x (B, T, D), memory (B, S, M) for the cross-attention; returns (B, T, D)."""
+
+        def look(x: Tensor) -> Tensor:
+            return self.attention(x, bias=bias, causal=causal, rotary=rotary, cache=cache)
+
+        if self.parallel:
+            return x + look(self.attention_norm(x)) + self.ffn(self.ffn_norm(x))
+        x = self._residual(x, look, self.attention_norm)
+        if self.memory_attention is not None and self.memory_norm is not None:
+            x = self._residual(x, partial(self.memory_attention, memory=memory, bias=memory_bias), self.memory_norm)
+        return self._residual(x, self.ffn, self.ffn_norm)
+
+    def _residual(self, x: Tensor, layer: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
+        return x + layer(norm(x)) if self.norm_first else norm(x + layer(x))

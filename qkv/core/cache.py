@@ -1,0 +1,52 @@
+"""Keys and values of earlier tokens, kept so that each new token costs one row of attention.
+
+Memory is laid out once for the longest input; a layer's `extend` writes the new rows in place and gives
+a view of all rows up to now.
+"""
+
+import torch
+from torch import Tensor
+
+from qkv.errors import InputError
+
+
+class LayerCache:
+    """The keys and values of one attention layer: up to `context` rows of (B, G, S, K), laid out at first use."""
+
+    def __init__(self, context: int) -> None:
+        self.context, self.length = context, 0
+        self._k: Tensor | None = None
+        self._v: Tensor | None = None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends (B, G, T, K) rows; returns all (B, G, S, K). InputError beyond the context."""
+        start, stop = self.length, self.length + k.shape[-2]
+        if stop > self.context:
+            raise InputError(f"the input has {stop} tokens; this cache holds at most {self.context}")
+        if self._k is None or self._v is None:
+            shape = (*k.shape[:-2], self.context, k.shape[-1])
+            self._k, self._v = k.new_empty(shape), v.new_empty(shape)
+        self._k[..., start:stop, :], self._v[..., start:stop, :] = k, v
+        self.length = stop
+        return self._k[..., :stop, :], self._v[..., :stop, :]
+
+
+class Cache:
+    """One `LayerCache` a layer of a `Stack`; `length` tokens were seen."""
+
+    def __init__(self, layers: int, context: int) -> None:
+        self.layers = [LayerCache(context) for _ in range(layers)]
+
+    @property
+    def length(self) -> int:
+        return self.layers[0].length
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first `length` tokens."""
+        for layer in self.layers:
+            layer.length = min(layer.length, length)
+
+
+def padding_bias(mask: Tensor) -> Tensor:
+    """A padding mask (B, S), True at tokens, as a bias (B, 1, 1, S) for `attend`."""
+    return mask.to(torch.bool)[:, None, None, :]

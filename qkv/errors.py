@@ -1,0 +1,62 @@
+"""Everything a user can cause, as one small tree.
+
+    QkvError
+    ├── InputError         a prompt, size, step count ... that cannot be
+    ├── ConfigError        a configuration with a wrong or unknown key or value
+    ├── CheckpointError    a model folder or file that is broken or hostile
+    ├── NotFoundError      a model, sampler, recipe ... of that name is not here
+    ├── OutputError        a result that cannot be written
+    └── MissingDependencyError  an optional package is not installed
+
+Every message is one line: what was given, what was expected, what to do. The command line prints it
+and exits with code 2; a program catches `QkvError`.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class QkvError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InputError(QkvError, ValueError):
+    """A value in a request that cannot be honoured."""
+
+
+class ConfigError(QkvError, ValueError):
+    """A configuration that is wrong before anything is allocated."""
+
+
+class CheckpointError(QkvError):
+    """A model folder or file that is broken, hostile or not what its configuration says."""
+
+
+class NotFoundError(QkvError, LookupError):
+    """Nothing of that name is here."""
+
+
+class OutputError(QkvError, OSError):
+    """A result that cannot be written."""
+
+
+class MissingDependencyError(QkvError, ImportError):
+    """An optional package is needed: `needs(package, extra)` words it."""
+
+    @classmethod
+    def needs(cls, package: str, extra: str) -> "MissingDependencyError":
+        return cls(f"{package} is not installed; run: pip install 'qkv[{extra}]'")
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> str:
+    """The message for a name that is not one of `known`: names the nearest, or lists them all."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
+    return f"unknown {kind} {shorten(given)!r}; {hint}"
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """`text` on one line and at most `limit` characters, for quoting in a message."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"

@@ -1,0 +1,40 @@
+"""Latent diffusion: a text tower, a U-Net and an autoencoder that draw together.
+
+"High-Resolution Image Synthesis with Latent Diffusion Models" (2112.10752). The parts are models of their
+own; this file only says what belongs together and how the U-Net is asked. The way from a prompt to a
+picture is told in tasks/draw.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from qkv.models.clip import TextTower
+from qkv.models.noise import NoiseConfig
+from qkv.models.unet import UNet
+from qkv.models.vae import VAE
+from qkv.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentDiffusion:
+    """Everything between a prompt and a picture; `name` is what results call it."""
+
+    name: str
+    tokenizer: Tokenizer
+    text: TextTower
+    unet: UNet
+    vae: VAE
+    noise: NoiseConfig
+
+    @property
+    def size(self) -> int:
+        """The side in pixels that the U-Net was trained at."""
+        return self.unet.config.sample_size * self.vae.config.factor
+
+    def predict(self, latent: Tensor, time: float, memory: Tensor) -> Tensor:
+        """The U-Net's output, in its own precision: latent (B, C, y, x), memory (B, S, M)."""
+        parameter = self.unet.enter.weight
+        latent = latent.to(parameter.device, parameter.dtype)
+        times = latent.new_full((len(latent),), time, dtype=memory.dtype).float()
+        return self.unet(latent, times, memory.to(latent))

@@ -1,0 +1,148 @@
+"""CLIP's published names and configurations: transformers' `CLIPModel`, `CLIPTextModel` and their folders."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv.config import build
+from qkv.errors import CheckpointError
+from qkv.models.clip import CLIP, TextConfig, TextTower, VisionConfig
+from qkv.weights.configs import Keys, write_json
+from qkv.weights.folder import Folder, write_tensors
+from qkv.weights.load import export_weights, load_weights
+from qkv.weights.tables import Row, Table
+
+_TOWER = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "ffn_dim",
+    "hidden_act": "activation",
+    "layer_norm_eps": "norm_eps",
+}
+TEXT_KEYS = Keys(
+    fields=_TOWER
+    | {
+        "vocab_size": "vocab",
+        "max_position_embeddings": "context",
+        "bos_token_id": "start",
+        "eos_token_id": "end",
+        "pad_token_id": "pad",
+    },
+    fixed={"model_type": ("clip_text_model",)},
+)
+VISION_KEYS = Keys(
+    fields=_TOWER | {"image_size": "image_size", "patch_size": "patch", "num_channels": "channels"},
+    fixed={"model_type": ("clip_vision_model",)},
+)
+
+_BLOCK = [
+    ("attention.q", "self_attn.q_proj"),
+    ("attention.k", "self_attn.k_proj"),
+    ("attention.v", "self_attn.v_proj"),
+    ("attention.out", "self_attn.out_proj"),
+    ("attention_norm", "layer_norm1"),
+    ("ffn_norm", "layer_norm2"),
+    ("ffn.up", "mlp.fc1"),
+    ("ffn.down", "mlp.fc2"),
+]
+
+
+def _tower(ours: str, published: str, rows: list[tuple[str, str]]) -> list[Row]:
+    """Rows with both prefixes; transformers 5 writes a single tower without its own."""
+    rows = rows + [(f"stack.blocks.{{}}.{a}.{{}}", f"encoder.layers.{{}}.{b}.{{}}") for a, b in _BLOCK]
+    aliases = (lambda name: (name,)) if not ours else (lambda name: ())
+    return [Row((ours + a,), f"{published}.{b}", aliases(b)) for a, b in rows]
+
+
+_TEXT = [
+    ("token.weight", "embeddings.token_embedding.weight"),
+    ("position.weight", "embeddings.position_embedding.weight"),
+    ("stack.norm.{}", "final_layer_norm.{}"),
+]
+_VISION = [
+    ("patch.weight", "embeddings.patch_embedding.weight"),
+    ("first", "embeddings.class_embedding"),
+    ("position.weight", "embeddings.position_embedding.weight"),
+    ("enter_norm.{}", "pre_layrnorm.{}"),
+    ("norm.{}", "post_layernorm.{}"),
+]
+_IGNORED = [f"{tower}embeddings.position_ids" for tower in ("", "text_model.", "vision_model.")]
+
+TEXT = Table([*_tower("", "text_model", _TEXT), ("project.weight", "text_projection.weight")], _IGNORED)
+BOTH = Table(
+    [
+        *_tower("text.", "text_model", _TEXT),
+        *_tower("vision.", "vision_model", _VISION),
+        ("text.project.weight", "text_projection.weight"),
+        ("vision.project.weight", "visual_projection.weight"),
+        ("log_scale", "logit_scale"),
+    ],
+    _IGNORED,
+)
+
+
+def text_config(published: Mapping[str, Any], proj_dim: int | None = None) -> TextConfig:
+    """The configuration of a text tower's own config.json, or of the part of a CLIPModel's."""
+    return build(TextConfig, TEXT_KEYS.ours(published) | {"proj_dim": proj_dim}, "text_encoder")
+
+
+def load_text_tower(
+    folder: Folder, component: str = "", *, dtype: torch.dtype | None = None, variant: str | None = None
+) -> TextTower:
+    """The tower of a CLIPTextModel (or ...WithProjection) folder."""
+    tensors = TEXT.ours(folder.tensors(component, variant=variant))
+    projection = tensors.get("project.weight")
+    config = text_config(
+        folder.json(f"{component}/config.json" if component else "config.json"),
+        None if projection is None else len(projection),
+    )
+    with torch.device("meta"):
+        tower = TextTower(config)
+    load_weights(tower, tensors, dtype=dtype)
+    return tower.eval()
+
+
+def published_text_tower(tower: TextTower) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and tensors as published. The dtype is float32: transformers would else load this part alone in
+    half precision."""
+    kind = "CLIPTextModelWithProjection" if tower.project is not None else "CLIPTextModel"
+    config = {"architectures": [kind], "dtype": "float32"} | TEXT_KEYS.published(tower.config)
+    if tower.config.proj_dim:
+        config["projection_dim"] = tower.config.proj_dim
+    return config, TEXT.published(export_weights(tower))
+
+
+def load_clip(folder: Folder, *, dtype: torch.dtype | None = None, variant: str | None = None) -> CLIP:
+    """Both towers from a CLIPModel folder."""
+    published = folder.json("config.json")
+    for key in ("text_config", "vision_config"):
+        if not isinstance(published.get(key), dict):
+            raise CheckpointError(f"{folder.path}/config.json has no {key}; it is no CLIPModel")
+    proj_dim = published.get("projection_dim", 512)
+    vision = VISION_KEYS.ours(published["vision_config"]) | {"proj_dim": proj_dim}
+    with torch.device("meta"):
+        clip = CLIP(text_config(published["text_config"], proj_dim), build(VisionConfig, vision, "vision_config"))
+    load_weights(clip, BOTH.ours(folder.tensors(variant=variant)), dtype=dtype)
+    return clip.eval()
+
+
+def published_clip(clip: CLIP) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and tensors of a CLIPModel."""
+    proj_dim = clip.text.config.proj_dim
+    towers = {
+        "text_config": TEXT_KEYS.published(clip.text.config) | {"projection_dim": proj_dim},
+        "vision_config": VISION_KEYS.published(clip.vision.config) | {"projection_dim": proj_dim},
+    }
+    config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": proj_dim, "dtype": "float32"}
+    return config | towers, BOTH.published(export_weights(clip))
+
+
+def save_clip(clip: CLIP, folder: Path) -> None:
+    """Writes config.json and model.safetensors of a CLIPModel."""
+    config, tensors = published_clip(clip)
+    write_json(folder / "config.json", config)
+    write_tensors(folder, "model", tensors)

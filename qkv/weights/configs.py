@@ -1,0 +1,51 @@
+"""Published config.json <-> ours: two columns of keys, and the values that our networks cannot but have.
+
+A key that asks for something else is refused by name, so that no model is silently computed wrong.
+Keys that no row names (dropout, versions, paths, code) are ignored; no key ever imports anything.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qkv.config import as_dict
+from qkv.errors import ConfigError, OutputError, shorten
+from qkv.weights.files import replacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """`fields`: published key -> ours. `fixed`: published key -> the values that mean what we do, the first of them
+    written; a key that is absent is taken to mean it."""
+
+    fields: Mapping[str, str]
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def ours(self, published: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of our configuration that the file sets. ConfigError names a value that we cannot honour."""
+        for key, values in self.fixed.items():
+            if key in published and published[key] not in values:
+                given = shorten(repr(published[key]))
+                raise ConfigError(f"{key}={given} is not supported; it must be {' or '.join(map(repr, values))}")
+        return {
+            ours: published[key] for key, ours in self.fields.items() if key in published and published[key] is not None
+        }
+
+    def published(self, config: Any) -> dict[str, Any]:
+        """The file's keys from our configuration."""
+        values = as_dict(config)
+        return {key: values[0] for key, values in self.fixed.items()} | {
+            key: values.get(ours) for key, ours in self.fields.items()
+        }
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """A JSON file as published ones look, in a folder that is made if need be. Raises OutputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
+    with replacing(path) as file:
+        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())

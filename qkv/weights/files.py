@@ -1,0 +1,303 @@
+"""safetensors files: read by a bounded, strict reader into memory-mapped tensors, written in one atomic step.
+
+A file is the length N of its header (8 bytes, little-endian), N bytes of JSON that give every tensor's dtype,
+shape and place, and the bytes themselves. Files come from strangers, so a declared number is believed only once
+it agrees with the file's size. The header's JSON is a regular language (nothing nests deeper than a tensor's
+entry), so patterns read it instead of a JSON parser: no recursion, and no memory beyond what is kept.
+
+Left out: pickles (`.bin`, `.pt`, `.ckpt`), which can run code, and dtypes that torch stores as packed bits.
+Format: the safetensors README, section Format.
+"""
+
+import contextlib
+import json
+import math
+import mmap
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from qkv.errors import CheckpointError, OutputError, shorten
+
+# In the order in which the safetensors package lays tensors out, so that equal tensors give it and us equal bytes.
+DTYPES = {
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+    "F32": torch.float32,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_ORDER = {code: place for place, code in enumerate(DTYPES)}
+
+# The format allows 100 MB; published headers stay below 1 MiB. With these bounds the worst of files is refused
+# within about 0.1 s and 10 MiB. (`__metadata__` takes 4,096 notes, see the pattern.)
+MAX_HEADER = 2 << 20
+MAX_TENSORS = 1 << 14
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+_SPACE = rb"[ \t\r\n]*+"
+_STRING = rb'"[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+"'
+_INT = rb"(?:0|[1-9][0-9]{0,18})"
+_NEXT = rb'(?:,%b(?=")|(?=\}))' % _SPACE  # a comma before another key, or the end of the object
+
+
+def _spaced(*parts: bytes) -> bytes:
+    return _SPACE.join(parts) + _SPACE
+
+
+_INTS = _spaced(rb"\[", rb"(?P<shape>(?:%b%b(?:,%b%b%b){0,15}+)?)\]" % (_INT, _SPACE, _SPACE, _INT, _SPACE))
+_FIELD = rb"(?:%b|%b|%b)" % (
+    _spaced(rb'"dtype"', rb":", rb'"(?P<dtype>[A-Z0-9_]{1,16})"'),
+    _spaced(rb'"shape"', rb":", _INTS),
+    _spaced(rb'"data_offsets"', rb":", rb"\[", rb"(?P<begin>%b)" % _INT, rb",", rb"(?P<end>%b)" % _INT, rb"\]"),
+)
+_TENSOR = re.compile(_spaced(rb"(?P<name>%b)" % _STRING, rb":", rb"\{", rb"(?:%b%b){3}\}" % (_FIELD, _NEXT), _NEXT))
+_NOTES = rb"(?P<notes>\{%b(?:%b%b){0,4096}+\})" % (_SPACE, _spaced(_STRING, rb":", _STRING), _NEXT)
+_METADATA = re.compile(_spaced(rb'"__metadata__"', rb":", _NOTES, _NEXT))
+
+
+class _Entry(NamedTuple):
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+# The mapping behind a storage, by the address of its first byte; `release` needs it. Entries die with the tensors.
+_mapped: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
+
+
+def open_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, in the file's order, memory-mapped: a page is read when it is first touched.
+
+    Writing into a tensor changes this process's copy, never the file. The mapping lives as long as a tensor of it.
+    Raises CheckpointError for a file that is missing, no regular file, a pickle, broken, or that changes meanwhile.
+    """
+    path = Path(path)
+    if path.suffix.lower() in PICKLES:
+        raise CheckpointError(pickle_refused(path))
+    with open_regular(path) as file:
+        before = os.fstat(file.fileno())
+        start, entries = _read_header(path, file, before.st_size)
+        mapped = mmap.mmap(file.fileno(), before.st_size, access=mmap.ACCESS_COPY)
+        now = path.stat()
+        if (before.st_ino, before.st_size, before.st_mtime_ns) != (now.st_ino, now.st_size, now.st_mtime_ns):
+            raise CheckpointError(f"{path} changed while it was opened; load it again once it is complete")
+    whole = torch.frombuffer(mapped, dtype=torch.uint8)
+    _mapped[whole.data_ptr()] = mapped
+    return {entry.name: _view(whole, start, entry) for entry in entries}
+
+
+def _view(whole: Tensor, start: int, entry: _Entry) -> Tensor:
+    if entry.begin == entry.end:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    data = whole[start + entry.begin : start + entry.end]
+    if (start + entry.begin) % entry.dtype.itemsize:  # old writers did not align; torch has no views across words
+        data = data.clone()
+    return data.view(entry.dtype).view(entry.shape)
+
+
+def release(tensor: Tensor) -> None:
+    """Drop the pages of a tensor from `open_tensors` that this process has read; they are read again if touched.
+
+    For whoever has just made a converted copy and keeps that. Nothing happens to a tensor that is not mapped.
+    """
+    mapped = _mapped.get(tensor.untyped_storage().data_ptr())
+    if mapped is None or tensor.numel() == 0:
+        return
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    begin = tensor.storage_offset() * tensor.itemsize
+    # Inward to whole pages: a neighbour on the first or the last page may have been written to.
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (begin + span * tensor.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def pickle_refused(path: Path) -> str:
+    """The message for a file of weights that we refuse to open."""
+    return f"{path} is a pickle, which can run code when it is read; use or convert the model to .safetensors"
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """`path` opened for reading if it is a regular file, never waiting for a pipe or a device. CheckpointError else."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # before opening: opening alone makes some devices act
+            raise CheckpointError(f"{path} is not a regular file")
+        # Without waiting, and looking again, in case the file was exchanged in between.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise CheckpointError(f"{path} is not a regular file")
+            yield file
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"cannot read {shorten(repr(str(path)), 200)}: {reason}") from error
+
+
+def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[int, list[_Entry]]:
+    """Where the data starts in the file, and the tensors in the order of their places there."""
+
+    def refuse(reason: str) -> CheckpointError:
+        return CheckpointError(f"{path} is not a valid safetensors file: {reason}")
+
+    if size < 8:
+        raise refuse(f"{size} bytes, too short for a header")
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= size - 8:
+        raise refuse(f"a header of {length} bytes in a file of {size}")
+    if length > MAX_HEADER:
+        raise refuse(f"a header of {length} bytes; at most {MAX_HEADER} are read")
+    header = file.read(length)
+    if len(header) != length:
+        raise refuse("it became shorter while it was read")
+    try:
+        entries = _parse_header(header)
+        _check_places(entries, size - 8 - length)
+    except ValueError as error:
+        raise refuse(str(error)) from error
+    return 8 + length, entries
+
+
+def _parse_header(header: bytes) -> list[_Entry]:
+    """The entries by place. ValueError says what is wrong, and where."""
+    if header[:1] != b"{":
+        raise ValueError(f"the header does not begin with '{{' but {header[:1]!r}")
+    entries: dict[str, _Entry] = {}
+    seen_metadata = False
+    position = len(re.match(rb"\{" + _SPACE, header)[0])  # type: ignore[index]
+    while header[position : position + 1] != b"}":
+        if match := _METADATA.match(header, position):
+            json.loads(match["notes"].decode(), object_pairs_hook=unique)
+            if seen_metadata:
+                raise ValueError("__metadata__ is there twice")
+            seen_metadata = True
+        elif match := _TENSOR.match(header, position):
+            entry = _entry(match)
+            if entry.name in entries:
+                raise ValueError(f"tensor {shorten(entry.name)!r} is there twice")
+            if len(entries) == MAX_TENSORS:
+                raise ValueError(f"more than {MAX_TENSORS} tensors")
+            entries[entry.name] = entry
+        else:
+            here = shorten(repr(header[position : position + 80]), 84)
+            raise ValueError(
+                f"no tensor's name, dtype, shape and data_offsets at byte {position} of the header: {here}"
+            )
+        position = match.end()
+    if header[position + 1 :].strip(b" \t\r\n"):
+        raise ValueError("the header goes on after its end")
+    return sorted(entries.values(), key=lambda entry: (entry.begin, entry.end))
+
+
+def _entry(match: re.Match[bytes]) -> _Entry:
+    name = json.loads(match["name"].decode())
+    name.encode()  # ValueError for half a surrogate pair, which no text may hold
+    if name == "__metadata__":
+        raise ValueError("__metadata__ is a tensor")
+    code, sizes, begin, end = match.group("dtype", "shape", "begin", "end")
+    if code is None or sizes is None or end is None:
+        raise ValueError(f"tensor {shorten(name)!r} gives a field twice and another not at all")
+    if (dtype := DTYPES.get(code.decode())) is None:
+        raise ValueError(f"tensor {shorten(name)!r} is of dtype {code.decode()}, not of {', '.join(DTYPES)}")
+    shape = tuple(map(int, sizes.split(b","))) if sizes else ()
+    length = math.prod(shape) * dtype.itemsize
+    # An empty tensor's other sizes count too: torch multiplies them for the strides.
+    if length >= 1 << 63 or (length == 0 and math.prod(size or 1 for size in shape) * dtype.itemsize >= 1 << 63):
+        raise ValueError(f"tensor {shorten(name)!r} of shape {shape} is beyond any memory")
+    if length != int(end) - int(begin):
+        raise ValueError(f"tensor {shorten(name)!r} of {dtype} {shape} cannot be bytes {int(begin)} to {int(end)}")
+    return _Entry(name, dtype, shape, int(begin), int(end))
+
+
+def _check_places(entries: list[_Entry], size: int) -> None:
+    """Every byte belongs to exactly one tensor, so the file hides nothing and no tensor reaches past its end."""
+    position = 0
+    for entry in entries:
+        if entry.begin != position:
+            kind = "overlaps the tensor before it" if entry.begin < position else "leaves a hole before it"
+            raise ValueError(f"tensor {shorten(entry.name)!r} {kind}: it begins at {entry.begin}, not {position}")
+        position = entry.end
+    if position != size:
+        raise ValueError(f"its tensors end at byte {position} of {size} bytes of data")
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` for JSON: a key given twice is a ValueError, as readers differ in which one they believe."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {shorten(key)!r} is there twice")
+        found[key] = value
+    return found
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file; equal tensors give equal bytes. OutputError if it cannot be, and nothing is left.
+
+    `metadata` is {"format": "pt"} by default: transformers refuses files without it. Tensors may be on any device
+    and of any strides; one at a time is copied if it must be.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (_ORDER[_CODES[item[1].dtype]], item[0]))
+    header: dict[str, Any] = {"__metadata__": dict(sorted((metadata or {"format": "pt"}).items()))}
+    position = 0
+    for name, tensor in ordered:
+        end = position + tensor.numel() * tensor.itemsize
+        header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8, so that every tensor can be mapped
+    with replacing(Path(path)) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when the block ends: it is there whole or not at all.
+
+    If the block raises, or the disk is full, what was at `path` stays and nothing is left beside it. OSError
+    becomes OutputError.
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.part")
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # else a power cut could undo the renaming
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,87 @@
+"""Tensors into a module that was built without memory, and out again.
+
+    with torch.device("meta"):
+        module = UNet(config)
+    load_weights(module, table.ours(folder.tensors("unet")), dtype=torch.bfloat16)
+
+The module's parameters become the tensors themselves: memory-mapped ones stay on disk until the first forward pass,
+converted ones are made one at a time and what was read for them is dropped at once. So the peak stays at the file's
+size, or the converted size if that is larger, plus one tensor.
+
+The rule for modules: state is parameters, or buffers that are saved. What can be computed (sinusoids, rotary angles,
+masks) is computed in forward or by a cached function; a buffer with `persistent=False` would stay on meta.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from qkv.errors import CheckpointError, shorten
+from qkv.weights.files import release
+
+
+def load_weights(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    check_finite: bool = False,
+) -> None:
+    """Give `module`, built under `torch.device("meta")`, these tensors: all of them, and no others.
+
+    Floating-point tensors become `dtype` (None: what the file has). CheckpointError lists up to 10 missing,
+    unexpected and misfitting tensors; with `check_finite` also one that holds NaN or infinity.
+    """
+    expected = module.state_dict()
+    assert len(expected) == len(list(module.parameters())) + len(list(module.buffers())), (
+        f"{type(module).__name__} shares a parameter under two names, or has a buffer with persistent=False"
+    )
+    _check_fit(type(module).__name__, expected, tensors)
+    loaded = {}
+    for name in expected:
+        tensor = tensors[name]
+        loaded[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+        if check_finite and not _finite(loaded[name]):
+            raise CheckpointError(f"tensor {name} holds NaN or infinity as {loaded[name].dtype}")
+        if loaded[name] is not tensor:
+            release(tensor)
+    module.load_state_dict(loaded, assign=True)
+
+
+def export_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The module's tensors by our names, not copied: what `load_weights` takes, and what a table publishes."""
+    return dict(module.state_dict())
+
+
+def _check_fit(kind: str, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    missing = [f"{name} {_shape(expected[name])}" for name in expected if name not in given]
+    extra = [f"{shorten(name)} {_shape(given[name])}" for name in given if name not in expected]
+    misshapen = [
+        f"{name} is {_shape(given[name])}, expected {_shape(expected[name])}"
+        for name in expected
+        if name in given and given[name].shape != expected[name].shape
+    ]
+    kinds = [
+        f"{name} is {given[name].dtype}, expected {expected[name].dtype}"
+        for name in expected
+        if name in given and given[name].is_floating_point() != expected[name].is_floating_point()
+    ]
+    odd = {"missing": missing, "unexpected": extra, "of another shape": misshapen, "of another kind": kinds}
+    if any(odd.values()):
+        lists = (f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in odd.items() if names)
+        raise CheckpointError(f"the weights do not fit {kind}; {'; '.join(lists)}")
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _finite(tensor: Tensor) -> bool:
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    if tensor.itemsize == 1:  # float8 has no aminmax
+        tensor = tensor.float()
+    low, high = torch.aminmax(tensor)  # NaN goes into both; nothing of the tensor's size is allocated
+    return bool(low.isfinite() & high.isfinite())

@@ -1,0 +1,138 @@
+"""Published names <-> ours: a family's naming is a table of rows that reads in both directions.
+
+    Table([
+        ("stack.blocks.{}.attention.q.{}", "text_model.encoder.layers.{}.self_attn.q_proj.{}"),
+        Row(("q.weight", "k.weight", "v.weight"), "qkv.weight", transform=fused(3)),
+    ], ignored=["text_model.embeddings.position_ids"])
+
+A `{}` stands for one part of a name between dots, or a piece of it; the n-th on one side is the n-th on the other.
+The first row that matches wins. `published(ours(w))` is `w`, name by name and bit by bit. Transforms of what is read
+are views, so that memory-mapped tensors stay on disk. The rows themselves stand beside the models.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qkv.errors import CheckpointError, shorten
+
+
+class Transform(NamedTuple):
+    """How one published tensor becomes ours, one or several, and back, bit for bit."""
+
+    split: Callable[[Tensor], Sequence[Tensor]]
+    fuse: Callable[[Sequence[Tensor]], Tensor]
+
+
+same = Transform(lambda tensor: [tensor], lambda ours: ours[0])
+transposed = Transform(lambda tensor: [tensor.t()], lambda ours: ours[0].t())  # (in, out): GPT-2's Conv1D
+pointwise = Transform(
+    lambda tensor: [tensor.squeeze(3).squeeze(2)], lambda ours: ours[0][..., None, None]
+)  # (D, C, 1, 1): 1x1 conv
+
+
+def fused(count: int) -> Transform:
+    """`count` projections stacked along the output: (count * D, C) or (count * D) <-> count of (D, C) or (D)."""
+    return Transform(lambda tensor: tensor.chunk(count), lambda ours: torch.cat(list(ours)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One rule. `aliases` are older published spellings: they are read, never written."""
+
+    ours: tuple[str, ...]
+    published: str
+    aliases: tuple[str, ...] = ()
+    transform: Transform = same
+
+
+class Table:
+    """A family's rows: pairs `(ours, published)` or `Row`s, and the published names that are dropped (`ignored`).
+
+    ValueError if a row cannot be read backwards, or can never be reached.
+    """
+
+    def __init__(self, rows: Iterable[Row | tuple[str, str]], ignored: Iterable[str] = ()) -> None:
+        self.rows = [row if isinstance(row, Row) else Row((row[0],), row[1]) for row in rows]
+        self._ours = [(_pattern(name), row) for row in self.rows for name in row.ours]
+        self._published = [(_pattern(name), row) for row in self.rows for name in (row.published, *row.aliases)]
+        self._ignored = [_pattern(name) for name in ignored]
+        for row in self.rows:
+            if len({name.count("{}") for name in (*row.ours, row.published, *row.aliases)}) != 1:
+                raise ValueError(f"{row} has not the same number of {{}} in every name")
+            for name, patterns in [(row.published, self._published), *((name, self._ours) for name in row.ours)]:
+                found = _find(_fill(name, ["0"] * name.count("{}")), patterns)
+                if found is None or found[0] is not row:
+                    raise ValueError(f"{row} is hidden by an earlier row")
+
+    def ours(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors from published ones. CheckpointError names those that no row knows, up to 10."""
+        found: dict[str, Tensor] = {}
+        unmatched = []
+        for name, tensor in published.items():
+            if any(pattern.fullmatch(name) for pattern in self._ignored):
+                continue
+            match = _find(name, self._published)
+            if match is None:
+                unmatched.append(name)
+                continue
+            row, values = match
+            try:
+                parts = row.transform.split(tensor)
+            except (RuntimeError, IndexError) as error:
+                raise CheckpointError(f"tensor {name} of shape {tuple(tensor.shape)} cannot be split") from error
+            if len(parts) != len(row.ours):
+                raise CheckpointError(
+                    f"tensor {name} of shape {tuple(tensor.shape)} does not split into {len(row.ours)} equal parts"
+                )
+            for pattern, part in zip(row.ours, parts):
+                ours = _fill(pattern, values)
+                if ours in found:
+                    raise CheckpointError(f"tensor {name} gives {ours} a second time, under another spelling")
+                found[ours] = part
+        _refuse(unmatched, "published")
+        return found
+
+    def published(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Published tensors from ours. CheckpointError names those that no row knows, up to 10."""
+        found: dict[str, Tensor] = {}
+        unmatched = []
+        for name in ours:
+            match = _find(name, self._ours)
+            if match is None:
+                unmatched.append(name)
+                continue
+            row, values = match
+            parts = [_fill(pattern, values) for pattern in row.ours]
+            if missing := [part for part in parts if part not in ours]:
+                raise CheckpointError(f"{_fill(row.published, values)} needs {', '.join(missing)} beside {name}")
+            if name == parts[0]:
+                found[_fill(row.published, values)] = row.transform.fuse([ours[part] for part in parts])
+        _refuse(unmatched, "model's")
+        return found
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\{\}", r"([^.]+)"))
+
+
+def _fill(name: str, values: Sequence[str]) -> str:
+    pieces = name.split("{}")
+    return "".join(piece + value for piece, value in zip(pieces, [*values, ""]))
+
+
+def _find(name: str, patterns: list[tuple[re.Pattern[str], Row]]) -> tuple[Row, Sequence[str]] | None:
+    for pattern, row in patterns:
+        if match := pattern.fullmatch(name):
+            return row, match.groups()
+    return None
+
+
+def _refuse(unmatched: list[str], whose: str) -> None:
+    if unmatched:
+        some = ", ".join(shorten(name) for name in unmatched[:10])
+        raise CheckpointError(f"{len(unmatched)} {whose} tensors are not known to this model's table: {some}")
