@@ -58,7 +58,7 @@ def attention_weights(
     scale: float | None = None,
 ) -> Tensor:
     """The weights that `attend` mixes the values with, by the plain formula: (B, H, T, S), rows sum to 1 or 0."""
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, H, S, K)
+    k = _per_head(k, q.shape[1])  # (B, H, S, K)
     scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT  # (B, H, T, S)
     if causal:
         bias = _causal_bias(bias, q.shape[-2], k.shape[-2], q.device)
@@ -67,6 +67,11 @@ def attention_weights(
     scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype is torch.bool else scores + bias.to(scores.dtype)
     nowhere = (scores == -torch.inf).all(-1, keepdim=True)  # softmax would make NaN of such a row and of its gradient
     return _softmax(scores.masked_fill(nowhere, 0)).masked_fill(nowhere, 0)
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:
+    """(B, G, S, K) -> (B, H, S, K); not copied where each query head has its own."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def _softmax(scores: Tensor) -> Tensor:
@@ -86,12 +91,12 @@ QUERY_CHUNK = 64
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
-    v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    return attention_weights(q, k, bias=bias, scale=scale) @ v
+    return attention_weights(q, k, bias=bias, scale=scale) @ _per_head(v, q.shape[1])
 
 
 def _by_chunks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
     """The plain formula over chunks of query rows, so that the scores stay in the processor's cache."""
+    k, v = _per_head(k, q.shape[1]), _per_head(v, q.shape[1])
     out = torch.empty_like(q)
     for start in range(0, q.shape[-2], QUERY_CHUNK):
         rows = slice(start, start + QUERY_CHUNK)

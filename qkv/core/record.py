@@ -47,16 +47,16 @@ def record(
 
     named = [(name, module) for name, module in model.named_modules() if name and wanted(name)]
     hooks = [module.register_forward_hook(keep(name)) for name, module in named]
-    watched = [(name, module) for name, module in named if weights and isinstance(module, Attention)]
-    for name, attention in watched:
+    watched = [(name, module, module.watch) for name, module in named if weights and isinstance(module, Attention)]
+    for name, attention, _ in watched:
         attention.watch = watch(name)
     try:
         yield out
     finally:
         for hook in hooks:
             hook.remove()
-        for _, attention in watched:
-            attention.watch = None
+        for _, attention, before in watched:
+            attention.watch = before
 
 
 def first_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> str | None:

@@ -4,6 +4,7 @@ Masks, rotary angles and ALiBi are built here, once a pass, and handed to every 
 the stack and heads after it belong to the models.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from qkv.core.attention import Attention
-from qkv.core.block import Block, FeedForward
+from qkv.core.block import ACTIVATIONS, Block, FeedForward
 from qkv.core.cache import Cache, padding_bias
 from qkv.core.position import alibi, rotary
-from qkv.errors import ConfigError
+from qkv.errors import ConfigError, unknown
 
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
@@ -52,8 +53,21 @@ class StackConfig:
             raise ConfigError(f"layers={self.layers} is out of range; it must be 1 to 1000")
         if self.head_dim is None and self.dim % self.heads:
             raise ConfigError(f"dim={self.dim} is not divisible by heads={self.heads}; set head_dim")
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ConfigError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}; choose a divisor")
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(unknown("activation", self.activation, ACTIVATIONS))
         if not 0 < self.norm_eps < 1:
             raise ConfigError(f"norm_eps={self.norm_eps} is out of range; it must lie between 0 and 1")
+        if self.position == "rotary" and self.head_width % 2:
+            raise ConfigError(f"head_dim={self.head_width} is odd; rotary positions turn pairs of numbers")
+        if not 0 < self.rotary_base < math.inf:
+            raise ConfigError(f"rotary_base={self.rotary_base} is out of range; it must be above 0 and finite")
+
+    @property
+    def head_width(self) -> int:
+        """K: given, or an equal share of `dim`."""
+        return self.dim // self.heads if self.head_dim is None else self.head_dim
 
 
 class Stack(nn.Module):
@@ -108,8 +122,7 @@ class Stack(nn.Module):
         bias = padding_bias(mask) if mask is not None else None
         turn = None
         if c.position == "rotary":
-            head_dim = c.head_dim or c.dim // c.heads
-            turn = rotary(torch.arange(seen, S, device=x.device), head_dim, base=c.rotary_base)
+            turn = rotary(torch.arange(seen, S, device=x.device), c.head_width, base=c.rotary_base)
         elif c.position == "alibi":
             slope = alibi(c.heads, T, S, device=x.device)
             bias = slope if bias is None else slope.masked_fill(~bias, -torch.inf)

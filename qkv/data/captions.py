@@ -67,16 +67,18 @@ def plain_caption(item: Item, *, language: str = "en") -> str:
 
 def texts(items: Sequence[Item]) -> Iterator[tuple[str, str]]:
     """(language, text) of all that captions are made of, each text once a language: for a tokenizer to learn from."""
-    seen: set[tuple[str, str]] = set()
-    for item in items:
-        for language in languages():
-            if language != "en" and language not in item.words:
-                continue
-            _, words = _words(item, language)
-            for text in (words.name, *words.keywords, words.group, _tone(item, language), _style(item, language)):
-                if text and (language, text) not in seen:
-                    seen.add((language, text))
-                    yield language, text
+    concepts = {item.concept: item for item in items}.values()
+    tones = {item.tone: item for item in items}.values()
+    styles = {item.style: item for item in items}.values()
+    for language in languages():
+        found: dict[str, None] = {}
+        for item in concepts:
+            if language == "en" or language in item.words:
+                _, words = _words(item, language)
+                found |= dict.fromkeys((words.name, *words.keywords, words.group))
+        found |= dict.fromkeys(_tone(item, language) for item in tones)
+        found |= dict.fromkeys(_style(item, language) for item in styles)
+        yield from ((language, text) for text in found if text)
 
 
 def _words(item: Item, language: str) -> tuple[str, Words]:

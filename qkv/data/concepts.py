@@ -68,7 +68,7 @@ class Emojibase:
             self.tones[code] = {row["key"]: row["message"] for row in messages["skinTones"]}
             self.languages[code] = {
                 key_of(row["hexcode"]): Words(
-                    humanise(row["label"]), tuple(row.get("tags", ())), named.get(row.get("group"), "")
+                    humanise(row["label"]), tuple(map(humanise, row.get("tags", ()))), named.get(row.get("group"), "")
                 )
                 for row in _read(folder / code / "data.json")
             }
@@ -159,7 +159,7 @@ def gender_of(key: str) -> str:
 
 def humanise(label: str) -> str:
     """A CLDR label as a person would write it: "man: beard" is a "man with beard"."""
-    label = re.sub("[“”„«»]", "", label.replace("’", "'")).replace(": facing right", " facing right")
+    label = re.sub("[“”„«»]", "", " ".join(label.replace("’", "'").split())).replace(": facing right", " facing right")
     label = re.sub(r"^(flag|family): ", r"\1 of ", label)
     label = re.sub(r"^keycap: ", "keycap ", label)
     label = re.sub(r"^regional indicator ", "letter ", label)

@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,6 +36,7 @@ from qkv.errors import CheckpointError, NotFoundError, OutputError
 
 TABLE = Path(__file__).with_name("emblem.toml")
 FILLED = 0.906  # of the frame's side that a typical silhouette spans, in every set
+FAINTEST = 240  # a picture without a darker value is white on white: blank
 WORKERS = 2
 SWATCHES = "components"  # the group of bare skin tones and hair
 
@@ -95,7 +98,8 @@ def notice() -> str:
         "Pictures were resized to 128 x 128 pixels on white, names reworded into captions.",
     ]
     for source in (*table().sets, table().names):
-        lines += ["", f"{source.title}, by {source.author}", f"  licence {source.licence}", f"  {source.url}"]
+        lines += ["", f"{source.title}, by {source.author}", f"  {source.url}"]
+        lines += [f"  {name}: https://spdx.org/licenses/{name}.html" for name in source.licence.split("; ")]
         lines += [f"  npm package {source.package} {source.version}"]
     return "\n".join(lines) + "\n"
 
@@ -160,6 +164,7 @@ def build(home: Path | None = None, *, progress: bool = True) -> Path:
         items = splits.weigh(splits.assign(items, rows.seed, {icons.style for icons in rows.sets if icons.hidden}))
         with tempfile.TemporaryDirectory(prefix=".emblem-", dir=folder.parent) as scratch:
             _write(Path(scratch), pictures, items, names, rows)
+            Path(scratch).chmod(0o755)  # a temporary folder is its owner's alone
             shutil.rmtree(folder, ignore_errors=True)
             Path(scratch).rename(folder)
             Path(scratch).mkdir()  # for the context manager to remove
@@ -231,25 +236,44 @@ def _draw_sets(
     """Every picture with its item, set by set; what is drawn is kept in `drawn`."""
     drawn.mkdir(parents=True, exist_ok=True)
     jobs = {icons.style: list(_icons(icons, folders[icons.style], names)) for icons in rows.sets}
-    code = hashlib.sha256(Path(raster.__file__).read_bytes()).hexdigest()[:8]  # other code draws other pictures
+    done = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool,
+        _workers() as pool,
         Progress(*columns, console=Console(file=sys.stderr), disable=not progress) as bar,
     ):
         task = bar.add_task("drawing", total=sum(map(len, jobs.values())))
         for icons in rows.sets:
             bar.update(task, description=f"drawing {icons.style}")
-            path = drawn / f"{icons.pin.folder}-{icons.extent}-{code}.npz"
+            path = drawn / f"{icons.style}-{_fingerprint(icons, jobs[icons.style])}.npz"
             if not path.is_file():
-                arguments = [(icon.source, FILLED / icons.extent) for icon in jobs[icons.style]]
                 made = []
+                arguments = [(icon.source, FILLED / icons.extent) for icon in jobs[icons.style]]
                 for pair in pool.map(_draw, arguments, chunksize=16):
                     made.append(pair)
                     bar.advance(task)
-                _keep(path, [icon.name for icon in jobs[icons.style]], made)
+                _keep(path, made)
             yield from _join(icons, jobs[icons.style], path)
-            bar.update(task, completed=sum(len(jobs[done.style]) for done in rows.sets[: rows.sets.index(icons) + 1]))
+            done += len(jobs[icons.style])
+            bar.update(task, completed=done)
+
+
+def _fingerprint(icons: IconSet, jobs: list[Icon]) -> str:
+    """What the drawn pictures of a set depend on: the package, the scale, the drawing code, which icons."""
+    code = hashlib.sha256(Path(raster.__file__).read_bytes()).hexdigest()
+    facts = [icons.integrity, str(icons.extent), code, *(icon.name for icon in jobs)]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _workers() -> Iterator[ProcessPoolExecutor]:
+    """Processes to draw in. Ctrl-C is for their parent alone, which then drops what is still waiting."""
+    quiet = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(WORKERS, get_context("spawn"), initializer=signal.signal, initargs=quiet)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _draw(job: tuple[str | Path, float]) -> tuple[raster.Picture, tuple[str, ...]]:
@@ -260,24 +284,23 @@ def _draw(job: tuple[str | Path, float]) -> tuple[raster.Picture, tuple[str, ...
     return picture, raster.name_colours(picture, silhouette)
 
 
-def _keep(path: Path, names: list[str], made: list[tuple[raster.Picture, tuple[str, ...]]]) -> None:
+def _keep(path: Path, made: list[tuple[raster.Picture, tuple[str, ...]]]) -> None:
     """A drawn set at `path`, all of it or nothing."""
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as scratch:
         part = Path(scratch) / path.name
         pictures, colours = zip(*made)
-        np.savez_compressed(part, names=names, pictures=pictures, colours=[" ".join(words) for words in colours])
+        np.savez_compressed(part, pictures=pictures, colours=[" ".join(words) for words in colours])
         part.rename(path)
 
 
 def _join(icons: IconSet, jobs: list[Icon], path: Path) -> Iterator[tuple[raster.Picture, Item]]:
     """The pictures drawn at `path` with their items; neither split nor weight is decided yet."""
     with np.load(path) as drawn:
-        places = {name: i for i, name in enumerate(drawn["names"].tolist())}
         pictures, colours = drawn["pictures"], drawn["colours"].tolist()
-    for icon in jobs:
-        concept, place = icon.concept, places[icon.name]
+    for icon, picture, words in zip(jobs, pictures, colours, strict=True):
+        concept = icon.concept
         yield (
-            pictures[place],
+            picture,
             Item(
                 row=-1,  # given by `_dedupe`
                 style=icons.style,
@@ -290,33 +313,36 @@ def _join(icons: IconSet, jobs: list[Icon], path: Path) -> Iterator[tuple[raster
                 subgroup=concept.subgroup,
                 tone=icon.tone,
                 gender=concept.gender,
-                colours=tuple(colours[place].split()),
+                colours=tuple(words.split()),
                 split="train",
                 weight=1.0,
             ),
         )
 
 
-def _dedupe(pairs: Iterable[tuple[raster.Picture, Item]]) -> tuple[npt.NDArray[np.uint8], list[Item]]:
-    """Pictures and items without repeats and without empty pictures; of equal pictures the plainest name stays."""
-    found = [(picture, item) for picture, item in pairs if item.colours]
+def _dedupe(pairs: Iterable[tuple[raster.Picture, Item]]) -> tuple[list[raster.Picture], list[Item]]:
+    """Pictures and items without repeats and blank pictures; of equal pictures the plainest name stays."""
+    found = [(picture, item) for picture, item in pairs if picture.min() < FAINTEST]
     # Man, woman and person are often one picture: then it shows a person.
-    order = sorted(range(len(found)), key=lambda i: (bool(found[i][1].tone), bool(found[i][1].gender), i))
+    plainest = sorted(range(len(found)), key=lambda i: (bool(found[i][1].tone), bool(found[i][1].gender), i))
     first: dict[bytes, int] = {}
-    for i in order:
+    for i in plainest:
         first.setdefault(hashlib.sha256(found[i][0].tobytes()).digest(), i)
     kept = sorted(first.values())
-    items = [replace(found[i][1], row=row) for row, i in enumerate(kept)]
-    return np.stack([found[i][0] for i in kept]), items
+    return [found[i][0] for i in kept], [replace(found[i][1], row=row) for row, i in enumerate(kept)]
 
 
-def _write(folder: Path, pictures: npt.NDArray[np.uint8], items: list[Item], names: Emojibase, rows: Table) -> None:
+def _write(folder: Path, pictures: list[raster.Picture], items: list[Item], names: Emojibase, rows: Table) -> None:
     """The files of the data set."""
-    np.save(folder / "pictures.npy", pictures)
-    with (folder / "items.jsonl").open("w", encoding="utf-8") as file:
+    shape = (len(pictures), raster.SIZE, raster.SIZE, 3)
+    file = np.lib.format.open_memmap(folder / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
+    for row, picture in enumerate(pictures):
+        file[row] = picture
+    file.flush()
+    with (folder / "items.jsonl").open("w", encoding="utf-8") as lines:
         for item in items:
             values = {name: value for name, value in asdict(item).items() if name not in ("row", "words", "tones")}
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+            lines.write(json.dumps(values, ensure_ascii=False) + "\n")
     others = {code: rows for code, rows in names.languages.items() if code != "en"}
     words = {
         "tones": names.tones,

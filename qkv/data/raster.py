@@ -88,8 +88,11 @@ def name_colours(picture: Picture, silhouette: Silhouette) -> tuple[str, ...]:
     pixels = picture[silhouette]  # (N, 3)
     if not len(pixels):
         return ()
-    coarse, counts = np.unique(pixels // 8 * 8 + 4, axis=0, return_counts=True)  # few distinct colours: cheap
-    distance = np.linalg.norm(_lab(coarse)[:, None] - _EXAMPLES, axis=-1)  # (N, examples)
+    # Five bits a channel leave few distinct colours, each named once.
+    packed = (pixels >> 3).astype(np.int32) @ np.array([1 << 10, 1 << 5, 1], np.int32)  # (N,)
+    codes, counts = np.unique(packed, return_counts=True)
+    coarse = np.stack([codes >> 10, codes >> 5 & 31, codes & 31], axis=-1) * 8 + 4
+    distance = np.linalg.norm(_lab(coarse)[:, None] - _EXAMPLES, axis=-1)  # (codes, examples)
     area = np.bincount(_WORDS[distance.argmin(axis=1)], weights=counts, minlength=len(COLOURS)) / len(pixels)
     order = np.argsort(-area, kind="stable")
     names = list(COLOURS)

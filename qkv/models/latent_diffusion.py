@@ -7,6 +7,7 @@ picture is told in tasks/draw.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from qkv.models.clip import TextTower
@@ -36,5 +37,5 @@ class LatentDiffusion:
         """The U-Net's output, in its own precision: latent (B, C, y, x), memory (B, S, M)."""
         parameter = self.unet.enter.weight
         latent = latent.to(parameter.device, parameter.dtype)
-        times = latent.new_full((len(latent),), time, dtype=memory.dtype).float()
+        times = latent.new_full((len(latent),), time, dtype=torch.float32)  # bfloat16 would make 1000 of 999
         return self.unet(latent, times, memory.to(latent))

@@ -115,6 +115,21 @@ class Tokenizer:
         """The size that a text encoder's embedding needs."""
         return max(self._ids.values()) + 1
 
+    @property
+    def start(self) -> int:
+        """The id that begins every chunk."""
+        return self._ids[self.bos]
+
+    @property
+    def end(self) -> int:
+        """The id that ends every chunk's text."""
+        return self._ids[self.eos]
+
+    @property
+    def padding(self) -> int:
+        """The id that fills a chunk up."""
+        return self._ids[self.pad]
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without BOS and EOS; raises InputError beyond 100,000 characters."""
         check_length(text)
@@ -160,13 +175,13 @@ class Tokenizer:
 
     def _lay_out(self, chunks: list[list[_Token]], words: list[str], context: int) -> Prompt:
         shape = len(chunks), context
-        ids = np.full(shape, self._ids[self.pad], np.int64)
+        ids = np.full(shape, self.padding, np.int64)
         weights = np.ones(shape, np.float32)
         word_of = np.full(shape, -1, np.int64)
-        ids[:, 0] = self._ids[self.bos]
+        ids[:, 0] = self.start
         for row, chunk in enumerate(chunks):
             end = len(chunk) + 1
-            ids[row, end] = self._ids[self.eos]
+            ids[row, end] = self.end
             if chunk:
                 ids[row, 1:end], weights[row, 1:end], word_of[row, 1:end] = zip(*chunk)
         return Prompt(ids, weights, tuple(words), word_of)

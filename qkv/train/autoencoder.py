@@ -36,7 +36,7 @@ class Recipe:
     fit: FitConfig
 
 
-def train(recipe: Recipe, context: Context) -> Result:
+def train(recipe: Recipe, context: Context) -> Result[VAE]:
     data = emblem.load()
     train = [item for item in data.items if item.split == "train"]
     held = [item.row for item in data.items if item.split == "validation"][:64]
@@ -45,7 +45,7 @@ def train(recipe: Recipe, context: Context) -> Result:
 
     torch.manual_seed(recipe.fit.seed)
     vae = load_vae(Folder(recipe.start)) if recipe.start else VAE(recipe.model)
-    vae = vae.float().to(context.device).to(memory_format=torch.channels_last)
+    vae = vae.float().to(context.device)
     freeze(vae, recipe.freeze)
 
     def objective(vae: VAE, pictures: Tensor, generator: torch.Generator) -> Loss:
@@ -75,6 +75,5 @@ def train(recipe: Recipe, context: Context) -> Result:
         validate=validate,
         progress=context.progress,
     )
-    assert isinstance(result.model, VAE)
     save_component(context.folder / "model" / "vae", published_vae(result.model))
     return result

@@ -41,7 +41,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class PictureBatches:
-    """Pictures (B, 3, Y, X) in [-1, 1], channels-last, half of them mirrored."""
+    """Pictures (B, 3, Y, X) in [-1, 1], half of them mirrored."""
 
     pictures: Pictures
     draw: Draw
@@ -54,5 +54,5 @@ class PictureBatches:
 
 
 def to_signed(pictures: Pictures) -> Tensor:
-    """uint8 (B, Y, X, 3) as float (B, 3, Y, X) in [-1, 1], channels-last."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    """uint8 (B, Y, X, 3) as float (B, 3, Y, X) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).float().div_(127.5).sub_(1)

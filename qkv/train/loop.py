@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from PIL.Image import Image
@@ -45,6 +45,7 @@ from qkv.train.optim import (
 from qkv.train.progress import Meter
 
 Batch = TypeVar("Batch")
+Model = TypeVar("Model", bound=nn.Module)
 PATIENCE = 5  # steps in a row whose loss or gradient is not finite
 CADENCE = {f"fit.{key}" for key in ("steps", "minutes", "save_every", "sample_every", "log_every", "keep")}
 
@@ -83,13 +84,13 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Result(Generic[Model]):
     """The end of an invocation: the averaged model, in eval mode, and where the run stands.
 
     `loss` is the mean of the last record in metrics.jsonl (nan before the first).
     """
 
-    model: nn.Module
+    model: Model
     steps: int
     loss: float
     skipped: int
@@ -98,18 +99,18 @@ class Result:
 
 
 def fit(
-    model: nn.Module,
+    model: Model,
     batches: Callable[[int], Batch],
-    objective: Callable[[nn.Module, Batch, torch.Generator], Loss],
+    objective: Callable[[Model, Batch, torch.Generator], Loss],
     config: FitConfig,
     folder: Path,
     *,
     recipe: Mapping[str, Any] | None = None,
     resume: bool = False,
-    samples: Callable[[nn.Module, int], Image | None] | None = None,
-    validate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+    samples: Callable[[Model, int], Image | None] | None = None,
+    validate: Callable[[Model, int], Mapping[str, float]] | None = None,
     progress: bool = True,
-) -> Result:
+) -> Result[Model]:
     """Train `model` (fp32, on its device, in place) up to step `config.steps` in the run folder `folder`.
 
     `batches(step)` must depend on the step alone; it runs one step ahead in a thread, and its tensors (also in
@@ -167,10 +168,10 @@ class _History:
     window: dict[str, list[float]] = field(default_factory=dict)
 
 
-class _Run:
+class _Run(Generic[Model]):
     """The moving parts of one `fit`, between two steps always in a state that can be saved."""
 
-    def __init__(self, model: nn.Module, config: FitConfig, folder: Path, facts: dict[str, Any], progress: bool):
+    def __init__(self, model: Model, config: FitConfig, folder: Path, facts: dict[str, Any], progress: bool):
         self.model, self.config, self.folder, self.facts = model.train(), config, folder, facts
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimizer = adamw(model, config.optim)
@@ -216,7 +217,7 @@ class _Run:
         facts = {"config": self.facts, "machine": self.machine, "history": dataclasses.asdict(self.history)}
         return checkpoint.save(self.folder, self.step, groups, facts, self.config.keep)
 
-    def advance(self, objective: Callable[[nn.Module, Batch, torch.Generator], Loss], batch: Batch) -> None:
+    def advance(self, objective: Callable[[Model, Batch, torch.Generator], Loss], batch: Batch) -> None:
         """One step: loss, gradient, update, average, and a record where one is due."""
         began, config, history = time.monotonic(), self.config, self.history
         generator = _seed(config.seed, self.step, self.device)
@@ -262,8 +263,8 @@ class _Run:
 
     def show(
         self,
-        samples: Callable[[nn.Module, int], Image | None] | None,
-        validate: Callable[[nn.Module, int], Mapping[str, float]] | None,
+        samples: Callable[[Model, int], Image | None] | None,
+        validate: Callable[[Model, int], Mapping[str, float]] | None,
     ) -> None:
         """What the averaged model can do by now: numbers in metrics.jsonl, a picture in samples/, the curves."""
         with torch.no_grad(), self._autocast():
@@ -333,14 +334,15 @@ def _to(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {key: _to(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return type(batch)(_to(value, device) for value in batch)
+        values = [_to(value, device) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)  # a NamedTuple, or plain
     return batch
 
 
 def _items(batch: Any) -> int:
     """The number of examples: the length of the first tensor in `batch`."""
     if isinstance(batch, Tensor):
-        return len(batch)
+        return len(batch) if batch.dim() else 0
     if isinstance(batch, Mapping | tuple | list):
         values = batch.values() if isinstance(batch, Mapping) else batch
         return next((count for count in map(_items, values) if count), 0)

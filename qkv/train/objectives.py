@@ -1,9 +1,12 @@
 """What each model is trained to do: functions from a model and a batch to a `Loss`."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qkv.models.noise import Prediction
 from qkv.models.vae import VAE
 from qkv.train.loop import Loss
 
@@ -25,3 +28,49 @@ def autoencoding(vae: VAE, pictures: Tensor, generator: torch.Generator, *, kl: 
     return Loss(
         pixel + edge + kl * divergence, {"pixel": pixel.detach(), "edge": edge.detach(), "kl": divergence.detach()}
     )
+
+
+def contrasting(pictures: Tensor, texts: Tensor, log_scale: Tensor, same: Tensor) -> Tensor:
+    """CLIP (2103.00020), figure 3: each picture finds its text among the batch's, each text its picture.
+
+    pictures and texts (B, P), of length 1; `same` (B, B) is True where two pairs show one concept: such are not
+    held against each other.
+    """
+    logits = log_scale.exp().clamp(max=100) * pictures.float() @ texts.float().mT  # (B, B)
+    here = torch.arange(len(logits), device=logits.device)
+    logits = logits.masked_fill(same & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device), -torch.inf)
+    return 0.5 * (F.cross_entropy(logits, here) + F.cross_entropy(logits.mT, here))
+
+
+def distilling(students: Tensor, teachers: Tensor, *, temperature: float = 0.05) -> Tensor:
+    """Each student vector (B, E) shall be its teacher's (B, E): by direction, and told apart from the others in the
+    batch (InfoNCE, 1807.03748), which keeps small differences of meaning."""
+    students = F.normalize(students.float(), dim=-1)
+    here = torch.arange(len(students), device=students.device)
+    alike = teachers @ teachers.mT > 0.95  # two spellings of one thing
+    alike.fill_diagonal_(False)
+    logits = (students @ teachers.mT / temperature).masked_fill(alike, -torch.inf)
+    direction = 1 - (students * teachers).sum(-1).mean()
+    return direction + 0.5 * F.cross_entropy(logits, here)
+
+
+def denoising(
+    network: Callable[[Tensor, Tensor], Tensor],
+    latent: Tensor,
+    bar: Tensor,
+    prediction: Prediction,
+    generator: torch.Generator,
+) -> Tensor:
+    """DDPM (2006.11239), algorithm 1, for epsilon or v (2202.00512, eq. in section 4): the mean squared error at random
+    times, one from each B-th of the schedule, so that a batch's loss says little about its luck.
+
+    latent (B, C, y, x); `bar` (N,) is alpha squared at each training step; network(noisy, time (B,)).
+    """
+    B, N = len(latent), len(bar)
+    spread = torch.rand(B, generator=generator, device=latent.device)
+    time = ((torch.arange(B, device=latent.device) + spread) / B * N).long().clamp(max=N - 1)
+    alpha = bar[time].sqrt().float()[:, None, None, None]
+    sigma = (1 - bar[time]).sqrt().float()[:, None, None, None]
+    noise = torch.randn(latent.shape, generator=generator, device=latent.device)
+    target = noise if prediction == "epsilon" else alpha * noise - sigma * latent
+    return F.mse_loss(network(alpha * latent + sigma * noise, time).float(), target)

@@ -27,14 +27,19 @@ class Context:
     progress: bool = True
 
 
-Task = tuple[type[Any], Callable[[Any, Context], Result]]
+Task = tuple[type[Any], Callable[[Any, Context], Result[Any]]]
 
 
 def tasks() -> dict[str, Task]:
     """The tasks by name; imported here, since each pulls in its own part of the package."""
-    from qkv.train import autoencoder
+    from qkv.train import autoencoder, clip, diffusion, judge
 
-    return {"autoencoder": (autoencoder.Recipe, autoencoder.train)}
+    return {
+        "autoencoder": (autoencoder.Recipe, autoencoder.train),
+        "clip": (clip.Recipe, clip.train),
+        "diffusion": (diffusion.Recipe, diffusion.train),
+        "judge": (judge.Recipe, judge.train),
+    }
 
 
 def run(
@@ -45,7 +50,7 @@ def run(
     device: str = "cpu",
     resume: bool = False,
     progress: bool = True,
-) -> Result:
+) -> Result[Any]:
     """Trains the recipe at `path` in `folder` (default: runs/<its name>). Raises ConfigError and what `fit` does."""
     values = read_toml(path, overrides)
     table, task = tasks(), values.pop("task", None)

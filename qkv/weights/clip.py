@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qkv.config import build
-from qkv.errors import CheckpointError
+from qkv.errors import ConfigError
 from qkv.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from qkv.weights.configs import Keys, write_json
 from qkv.weights.folder import Folder, write_tensors
@@ -33,10 +33,18 @@ TEXT_KEYS = Keys(
         "pad_token_id": "pad",
     },
     fixed={"model_type": ("clip_text_model",)},
+    absent={"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "pad_token_id": 1},
 )
 VISION_KEYS = Keys(
     fields=_TOWER | {"image_size": "image_size", "patch_size": "patch", "num_channels": "channels"},
     fixed={"model_type": ("clip_vision_model",)},
+    absent={
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "patch_size": 32,
+    },
 )
 
 _BLOCK = [
@@ -116,16 +124,21 @@ def published_text_tower(tower: TextTower) -> tuple[dict[str, Any], dict[str, Te
     return config, TEXT.published(export_weights(tower))
 
 
-def load_clip(folder: Folder, *, dtype: torch.dtype | None = None, variant: str | None = None) -> CLIP:
-    """Both towers from a CLIPModel folder."""
-    published = folder.json("config.json")
+def clip_configs(published: Mapping[str, Any]) -> tuple[TextConfig, VisionConfig]:
+    """The configurations of both towers from a CLIPModel's config.json."""
     for key in ("text_config", "vision_config"):
         if not isinstance(published.get(key), dict):
-            raise CheckpointError(f"{folder.path}/config.json has no {key}; it is no CLIPModel")
+            raise ConfigError(f"config.json has no {key}; it is no CLIPModel's")
     proj_dim = published.get("projection_dim", 512)
     vision = VISION_KEYS.ours(published["vision_config"]) | {"proj_dim": proj_dim}
+    return text_config(published["text_config"], proj_dim), build(VisionConfig, vision, "vision_config")
+
+
+def load_clip(folder: Folder, *, dtype: torch.dtype | None = None, variant: str | None = None) -> CLIP:
+    """Both towers from a CLIPModel folder."""
+    text, vision = clip_configs(folder.json("config.json"))
     with torch.device("meta"):
-        clip = CLIP(text_config(published["text_config"], proj_dim), build(VisionConfig, vision, "vision_config"))
+        clip = CLIP(text, vision)
     load_weights(clip, BOTH.ours(folder.tensors(variant=variant)), dtype=dtype)
     return clip.eval()
 

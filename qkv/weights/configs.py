@@ -18,20 +18,21 @@ from qkv.weights.files import replacing
 @dataclass(frozen=True, kw_only=True)
 class Keys:
     """`fields`: published key -> ours. `fixed`: published key -> the values that mean what we do, the first of them
-    written; a key that is absent is taken to mean it."""
+    written; a key that is absent is taken to mean it. `absent`: what the publishing library takes for a key of
+    `fields` that the file leaves out, where our own default is another."""
 
     fields: Mapping[str, str]
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    absent: Mapping[str, Any] = field(default_factory=dict)
 
     def ours(self, published: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of our configuration that the file sets. ConfigError names a value that we cannot honour."""
         for key, values in self.fixed.items():
             if key in published and published[key] not in values:
-                given = shorten(repr(published[key]))
-                raise ConfigError(f"{key}={given} is not supported; it must be {' or '.join(map(repr, values))}")
-        return {
-            ours: published[key] for key, ours in self.fields.items() if key in published and published[key] is not None
-        }
+                value = shorten(repr(published[key]))
+                raise ConfigError(f"{key}={value} is not supported; it must be {' or '.join(map(repr, values))}")
+        given = {**self.absent, **published}
+        return {ours: given[key] for key, ours in self.fields.items() if given.get(key) is not None}
 
     def published(self, config: Any) -> dict[str, Any]:
         """The file's keys from our configuration."""

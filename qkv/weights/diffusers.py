@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qkv.config import build
-from qkv.errors import CheckpointError, ConfigError
+from qkv.errors import CheckpointError, ConfigError, shorten
 from qkv.models import noise
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.models.unet import UNet, UNetConfig
@@ -158,8 +158,9 @@ UNET_KEYS = Keys(
         "class_embeddings_concat": (False,),
         "mid_block_only_cross_attention": (None, False),
         "cross_attention_norm": (None,),
-        "upcast_attention": (False, True),  # our attention always sums in float32
+        "upcast_attention": (False, True),  # a remedy for float16, whose largest number attention may pass
     },
+    absent={"cross_attention_dim": 1280},
 )
 VAE_KEYS = Keys(
     fields={
@@ -175,6 +176,7 @@ VAE_KEYS = Keys(
         "sample_size": "sample_size",
     },
     fixed={"act_fn": ("silu",), "latents_mean": (None,), "latents_std": (None,)},
+    absent={"block_out_channels": [64], "layers_per_block": 1, "sample_size": 32},
 )
 
 
@@ -193,7 +195,7 @@ def unet_config(published: Mapping[str, Any]) -> UNetConfig:
 def _types(published: Mapping[str, Any], key: str, plain: str, attending: str) -> list[bool]:
     kinds = published.get(key)
     if not isinstance(kinds, list) or any(kind not in (plain, attending) for kind in kinds):
-        raise ConfigError(f"{key}={kinds!r} is not supported; it must hold {plain} and {attending}")
+        raise ConfigError(f"{key}={shorten(repr(kinds))} is not supported; it must hold {plain} and {attending}")
     return [kind == attending for kind in kinds]
 
 
@@ -202,7 +204,7 @@ def vae_config(published: Mapping[str, Any]) -> VAEConfig:
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         kinds = published.get(key, [kind])
         if not isinstance(kinds, list) or any(other != kind for other in kinds):
-            raise ConfigError(f"{key}={kinds!r} is not supported; it must hold {kind}")
+            raise ConfigError(f"{key}={shorten(repr(kinds))} is not supported; it must hold {kind}")
     if published.get("use_post_quant_conv", True) != published.get("use_quant_conv", True):
         raise ConfigError("use_post_quant_conv differs from use_quant_conv; such an autoencoder is not supported")
     return build(VAEConfig, VAE_KEYS.ours(published), "vae")
@@ -292,6 +294,10 @@ def _check_fit(model: LatentDiffusion, path: Path) -> None:
     if unet.memory_dim != text.dim:
         raise CheckpointError(
             f"{path}: the U-Net reads texts of width {unet.memory_dim}, its text encoder has {text.dim}"
+        )
+    if model.tokenizer.vocab > text.vocab:
+        raise CheckpointError(
+            f"{path}: the tokenizer has ids up to {model.tokenizer.vocab - 1}, its text encoder knows {text.vocab} tokens"
         )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from qkv.errors import CheckpointError, shorten
 from qkv.weights.files import PICKLES, open_regular, open_tensors, pickle_refused, replacing, save_tensors, unique
 
-MAX_JSON = 64 << 20
+MAX_JSON = 16 << 20  # the longest published indexes are below 10 MiB; in memory it may grow twentyfold
 STEMS = ("model", "diffusion_pytorch_model")  # transformers' name, diffusers' name
 
 
@@ -29,7 +29,7 @@ class Folder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
+        if not os.path.isdir(path):
             raise CheckpointError(f"{path} is not a model folder; give a folder with config.json or model_index.json")
         self._real = self.path.resolve()
 
@@ -40,7 +40,7 @@ class Folder:
             raise CheckpointError(f"{self.path}: the file name {shorten(name)!r} points out of the model folder")
         try:
             real = (self._real / parts).resolve(strict=True)
-        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        except (OSError, RuntimeError, ValueError) as error:  # links in a circle; no name that a file can have
             raise CheckpointError(f"{self.path} has no file {shorten(name)!r}") from error
         if not real.is_relative_to(self._real) and real.parent != self._blobs():
             raise CheckpointError(f"{self.path}: {shorten(name)!r} is a link out of the model folder")
@@ -60,7 +60,7 @@ class Folder:
         return os.path.lexists(self._real / name)
 
     def json(self, name: str) -> dict[str, Any]:
-        """The JSON object in the file `name`, of at most 64 MiB. CheckpointError if it is anything else.
+        """The JSON object in the file `name`, of at most 16 MiB. CheckpointError if it is anything else.
 
         `NaN` and `Infinity` pass, since published configurations hold them; `config.build` refuses them by key.
         """
@@ -98,7 +98,7 @@ class Folder:
             found = open_tensors(self.file(_join(component, shard)))
             named = {tensor for tensor, holder in shard_of.items() if holder == shard}
             if odd := sorted(named ^ found.keys()):
-                some = ", ".join(shorten(tensor) for tensor in odd[:10])
+                some = ", ".join(repr(shorten(tensor)) for tensor in odd[:10])
                 raise CheckpointError(f"{self.path}: {name!r} and {shard!r} differ in {len(odd)} tensors: {some}")
             tensors |= found
         return tensors

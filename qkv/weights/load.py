@@ -57,7 +57,7 @@ def export_weights(module: nn.Module) -> dict[str, Tensor]:
 
 def _check_fit(kind: str, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     missing = [f"{name} {_shape(expected[name])}" for name in expected if name not in given]
-    extra = [f"{shorten(name)} {_shape(given[name])}" for name in given if name not in expected]
+    extra = [f"{shorten(name)!r} {_shape(given[name])}" for name in given if name not in expected]
     misshapen = [
         f"{name} is {_shape(given[name])}, expected {_shape(expected[name])}"
         for name in expected

@@ -81,18 +81,19 @@ class Table:
                 unmatched.append(name)
                 continue
             row, values = match
+            what = f"tensor {shorten(name)!r} of shape {tuple(tensor.shape)}"
             try:
                 parts = row.transform.split(tensor)
             except (RuntimeError, IndexError) as error:
-                raise CheckpointError(f"tensor {name} of shape {tuple(tensor.shape)} cannot be split") from error
+                raise CheckpointError(f"{what} cannot be split") from error
             if len(parts) != len(row.ours):
-                raise CheckpointError(
-                    f"tensor {name} of shape {tuple(tensor.shape)} does not split into {len(row.ours)} equal parts"
-                )
+                raise CheckpointError(f"{what} does not split into {len(row.ours)} equal parts")
             for pattern, part in zip(row.ours, parts):
                 ours = _fill(pattern, values)
                 if ours in found:
-                    raise CheckpointError(f"tensor {name} gives {ours} a second time, under another spelling")
+                    raise CheckpointError(
+                        f"tensor {shorten(name)!r} gives {ours!r} a second time, under another spelling"
+                    )
                 found[ours] = part
         _refuse(unmatched, "published")
         return found
@@ -134,5 +135,5 @@ def _find(name: str, patterns: list[tuple[re.Pattern[str], Row]]) -> tuple[Row, 
 
 def _refuse(unmatched: list[str], whose: str) -> None:
     if unmatched:
-        some = ", ".join(shorten(name) for name in unmatched[:10])
+        some = ", ".join(repr(shorten(name)) for name in unmatched[:10])
         raise CheckpointError(f"{len(unmatched)} {whose} tensors are not known to this model's table: {some}")

@@ -37,7 +37,13 @@ DOG = Item(
     },
 )
 COOK = replace(
-    DOG, name="woman cook", keywords=("chef", "kitchen"), tone="medium-dark", gender="woman", words={}, tones={}
+    DOG,
+    concept="1F469-200D-1F373",
+    name="woman cook",
+    keywords=("chef", "kitchen"),
+    tone="medium-dark",
+    gender="woman",
+    words={},
 )
 
 word = st.text("abcdefghij ", min_size=1, max_size=20).filter(str.strip)

@@ -124,7 +124,7 @@ def test_the_table_pins_everything_and_is_not_share_alike() -> None:
     for source in sources:
         assert source.pin.folder
         assert "SA" not in source.licence
-        for fact in (source.title, source.author, source.licence, source.url, source.version):
+        for fact in (source.title, source.author, *source.licence.split("; "), source.url, source.version):
             assert fact in notice()
 
 
@@ -155,6 +155,7 @@ ICONS = {
         "people-wrestling": {"body": '<rect width="8" height="3" fill="#5d4037"/>'},
         "to-do": {"body": '<rect width="4" height="8" fill="blue"/>'},
         "nothing": {"body": "<g/>"},
+        "asterisk": {"body": '<rect width="8" height="8" fill="#fafafa"/>'},
         "outdated": {"body": '<rect width="4" height="8" fill="blue"/>', "hidden": True},
     },
 }
@@ -197,7 +198,8 @@ def test_a_whole_build(home: Path) -> None:
     assert data.pictures.dtype == np.uint8
     assert isinstance(data.pictures, np.memmap)
     found = {(one.style, one.icon): one for one in data.items}
-    # Man and person are one picture, which shows a person; "nothing" is empty, "outdated" hidden, the pair two-toned.
+    # Man and person are one picture, which shows a person; "nothing" and "asterisk" are blank; "outdated" is hidden;
+    # the wrestlers have two tones.
     assert [one.row for one in data.items] == list(range(6))
     assert set(found) == {("3d", "1f436"), *(("flat", name) for name in
                           ("dog-face", "heavyblackheart", "firefighter", "firefighter-dark", "to-do"))}  # fmt: skip

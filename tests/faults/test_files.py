@@ -16,7 +16,6 @@ import torch
 from qkv.errors import CheckpointError
 from qkv.weights.files import open_tensors
 from qkv.weights.folder import Folder
-from qkv.weights.load import load_weights
 
 
 def packed(header: object, data: bytes = b"", length: int | None = None) -> bytes:
@@ -264,6 +263,7 @@ def model(tmp_path: Path) -> Path:
         "/dev/zero",
         "a\0b",
         "missing.safetensors",
+        "\ud800",
         "",
         ".",
         "x" * 5000,
@@ -280,6 +280,18 @@ def test_an_index_cannot_name_other_files(model: Path, shard: object, component:
         Folder(model).tensors(component)
     assert str(model) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_index_cannot_go_round_about(model: Path) -> None:
+    """`..` is refused even where it leads back inside."""
+    package.save_file({"a": torch.zeros(3)}, model / "a.safetensors")
+    for shard, refused in {"a.safetensors": False, "../model/a.safetensors": True}.items():
+        index(model, shard)
+        if refused:
+            with pytest.raises(CheckpointError, match="points out of the model folder"):
+                Folder(model).tensors()
+        else:
+            assert list(Folder(model).tensors()) == ["a"]
 
 
 @pytest.mark.parametrize("target", ["../outside.safetensors", "/etc/passwd", "/dev/zero", "model.safetensors", "gone"])
@@ -306,6 +318,13 @@ def test_what_is_no_regular_file_is_never_opened(model: Path) -> None:
         Folder(model).tensors()
     with pytest.raises(CheckpointError, match="regular"):
         Folder(model).json("config.json")
+
+
+def test_a_device_is_not_even_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To open a tape rewinds it."""
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("it was opened"))
+    with pytest.raises(CheckpointError, match="/dev/zero is not a regular file"):
+        open_tensors("/dev/zero")
 
 
 def test_a_hub_cache_may_link_to_its_blobs_and_nowhere_else(tmp_path: Path) -> None:
@@ -353,53 +372,3 @@ def test_json_beyond_the_limit_is_not_read(model: Path) -> None:
         file.truncate(10 << 30)  # sparse: takes no room on the disk
     with pytest.raises(CheckpointError, match="larger than"):
         Folder(model).json("config.json")
-
-
-# Row 11.
-
-
-def meta(count: int = 1) -> torch.nn.ModuleDict:
-    with torch.device("meta"):
-        return torch.nn.ModuleDict({f"m{i}": torch.nn.Linear(4, 3) for i in range(count)})
-
-
-def linear(**change: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"m0.weight": torch.zeros(3, 4), "m0.bias": torch.zeros(3)} | {
-        k.replace("_", "."): v for k, v in change.items()
-    }
-
-
-def test_missing_extra_and_misshapen_tensors_are_named() -> None:
-    wrong = linear(m0_bias=torch.zeros(4), other=torch.zeros(2))
-    del wrong["m0.weight"]
-    with pytest.raises(CheckpointError) as error:
-        load_weights(meta(), wrong)
-    message = str(error.value)
-    assert "1 missing: m0.weight (3, 4)" in message
-    assert "1 unexpected: other (2,)" in message
-    assert "m0.bias is (4,), expected (3,)" in message
-
-
-def test_at_most_ten_are_named() -> None:
-    with pytest.raises(CheckpointError, match=r"40 missing") as error:
-        load_weights(meta(20), {})
-    assert str(error.value).count("(3, 4)") + str(error.value).count("(3,)") == 10
-
-
-def test_integers_cannot_be_weights() -> None:
-    with pytest.raises(CheckpointError, match=r"m0.bias is torch.int64, expected torch.float32"):
-        load_weights(meta(), linear(m0_bias=torch.zeros(3, dtype=torch.int64)))
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2])
-def test_nan_and_infinity_are_found(bad: float, dtype: torch.dtype) -> None:
-    weights = linear(m0_bias=torch.tensor([0, bad, 0]).to(dtype))
-    with pytest.raises(CheckpointError, match=r"m0\.bias holds NaN or infinity"):
-        load_weights(meta(), weights, check_finite=True)
-    load_weights(meta(), weights)
-
-
-def test_a_conversion_that_overflows_is_found() -> None:
-    with pytest.raises(CheckpointError, match=r"as torch\.float16"):
-        load_weights(meta(), linear(m0_bias=torch.full((3,), 1e6)), dtype=torch.float16, check_finite=True)

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from qkv.errors import ConfigError, InputError, MissingDependencyError
 from qkv.train import curve
 from qkv.train.checkpoint import load, load_ema
-from qkv.train.loop import FitConfig, Loss, Result, fit
+from qkv.train.loop import FitConfig, Loss, Result, _items, _to, fit
 from qkv.train.optim import OptimConfig, adamw, ema_decay, ema_update, learning_rate, optimizer_tensors
 
 FAST = OptimConfig(lr=1e-2, warmup=5)
@@ -230,6 +233,31 @@ def test_without_matplotlib_there_is_no_curve(tmp_path: Path, monkeypatch: pytes
         curve.plot(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
     train(tmp_path, 6)
     assert not (tmp_path / "loss.png").exists()
+
+
+class Pair(NamedTuple):
+    pixels: Tensor
+    weight: Tensor
+
+
+@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: [t], lambda t: (1, {"a": t}), lambda t: Pair(t, t.sum())])
+def test_batches_of_any_shape_are_moved_and_counted(wrap: Callable[[Tensor], object]) -> None:
+    batch = wrap(torch.zeros(5, 2))
+    assert _items(batch) == 5
+    moved = _to(batch, torch.device("meta"))
+    assert type(moved) is type(batch)
+    assert str(moved).count("device='meta'") == str(batch).count("tensor(")
+
+
+def test_lines_without_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("qkv.train.progress.QUIET", 0.0)
+    config = FitConfig(steps=3, dtype="fp32")
+    fit(toy(), batches, denoise, config, tmp_path)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"(step [123]/3  loss [\d.]+  [\d.e+]+ items/s  0:00 h left\n){3}", err)
 
 
 @pytest.mark.parametrize(

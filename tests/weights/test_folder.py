@@ -163,7 +163,7 @@ def test_index_and_shards_must_agree(tmp_path: Path, odd: str) -> None:
     )
     named = {"a": "1.safetensors"} | ({"x": "1.safetensors"} if odd == "in the index" else {})
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
-    with pytest.raises(CheckpointError, match="differ in 1 tensors: x"):
+    with pytest.raises(CheckpointError, match="differ in 1 tensors: 'x'"):
         Folder(tmp_path).tensors()
 
 
@@ -183,3 +183,9 @@ def test_json(tmp_path: Path) -> None:
     assert not folder.has("config.json")
     with pytest.raises(CheckpointError, match=r"has no file 'config\.json'"):
         folder.json("config.json")
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "/dev/zero"])
+def test_a_path_that_is_no_folder(path: str) -> None:
+    with pytest.raises(CheckpointError, match="is not a model folder"):
+        Folder(path)

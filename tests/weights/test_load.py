@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from qkv.errors import CheckpointError
 from qkv.weights.files import open_tensors, save_tensors
 from qkv.weights.folder import Folder, write_tensors
 from qkv.weights.load import export_weights, load_weights
@@ -93,3 +94,53 @@ def test_modules_must_keep_the_rule() -> None:
     for module in (hidden, tied):
         with pytest.raises(AssertionError, match="persistent=False"):
             load_weights(module, {name: torch.zeros(t.shape) for name, t in module.state_dict().items()})
+
+
+# Weights that do not fit.
+
+
+def meta(count: int = 1) -> torch.nn.ModuleDict:
+    with torch.device("meta"):
+        return torch.nn.ModuleDict({f"m{i}": torch.nn.Linear(4, 3) for i in range(count)})
+
+
+def linear(**change: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"m0.weight": torch.zeros(3, 4), "m0.bias": torch.zeros(3)} | {
+        k.replace("_", "."): v for k, v in change.items()
+    }
+
+
+def test_missing_extra_and_misshapen_tensors_are_named() -> None:
+    wrong = linear(m0_bias=torch.zeros(4), other=torch.zeros(2))
+    del wrong["m0.weight"]
+    with pytest.raises(CheckpointError) as error:
+        load_weights(meta(), wrong)
+    message = str(error.value)
+    assert "1 missing: m0.weight (3, 4)" in message
+    assert "1 unexpected: 'other' (2,)" in message
+    assert "m0.bias is (4,), expected (3,)" in message
+
+
+def test_at_most_ten_are_named() -> None:
+    with pytest.raises(CheckpointError, match=r"40 missing") as error:
+        load_weights(meta(20), {})
+    assert str(error.value).count("(3, 4)") + str(error.value).count("(3,)") == 10
+
+
+def test_integers_cannot_be_weights() -> None:
+    with pytest.raises(CheckpointError, match=r"m0.bias is torch.int64, expected torch.float32"):
+        load_weights(meta(), linear(m0_bias=torch.zeros(3, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2])
+def test_nan_and_infinity_are_found(bad: float, dtype: torch.dtype) -> None:
+    weights = linear(m0_bias=torch.tensor([0, bad, 0]).to(dtype))
+    with pytest.raises(CheckpointError, match=r"m0\.bias holds NaN or infinity"):
+        load_weights(meta(), weights, check_finite=True)
+    load_weights(meta(), weights)
+
+
+def test_a_conversion_that_overflows_is_found() -> None:
+    with pytest.raises(CheckpointError, match=r"as torch\.float16"):
+        load_weights(meta(), linear(m0_bias=torch.full((3,), 1e6)), dtype=torch.float16, check_finite=True)

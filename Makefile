@@ -1,0 +1,45 @@
+# make draw PROMPT="a dog in a suit"    from a bare clone to a picture
+# make test                             lint, types and the whole suite
+#
+# PIP_ARGS goes to every pip call, for example an index of CPU-only wheels of PyTorch (README, Install).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
+PROMPT ?= a dog in a suit
+export PROMPT
+
+.PHONY: draw test lint types suite slow clean
+
+draw: .venv/installed
+	@.venv/bin/qkv draw "$$PROMPT"
+	@echo 'Go on with:  . .venv/bin/activate  and then  qkv draw "a red apple, 3d style" --count 4  or  qkv --help' >&2
+
+test: lint types suite
+
+lint: .venv/installed-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: .venv/installed-dev
+	.venv/bin/mypy
+
+suite: .venv/installed-dev
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
+
+slow: .venv/installed-dev
+	.venv/bin/python -m pytest -m slow
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache

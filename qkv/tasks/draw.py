@@ -1,0 +1,247 @@
+"""From a prompt to a picture. Read this first: every line below is one step of the way.
+
+    prompt ─ tokens ─ memory ─┐
+    seed ─── noise ─────── sampler ─ latent ─ picture
+
+Latent diffusion (2112.10752), with guidance (2207.12598). Pictures are computed one after another, each from its own
+generator, so a picture is the same alone and in a batch of eight. Left out: drawing on from a picture, inpainting.
+"""
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from qkv import device as devices
+from qkv.core.record import record
+from qkv.errors import CheckpointError, InputError
+from qkv.models.latent_diffusion import LatentDiffusion
+from qkv.sample.denoise import levels, sample
+from qkv.sample.predict import Condition, guided, predict
+from qkv.tasks.attention_map import AttentionMaps, heat_sheet
+from qkv.tasks.picture import Picture, Settings
+from qkv.tasks.ready import Ready, make_ready
+from qkv.tasks.request import SIZE_UNIT, Request, check_size, texts
+from qkv.tasks.sheet import to_images
+from qkv.text.tokenizer import Prompt
+from qkv.text.weighting import parse, unsupported
+
+
+class Progress(NamedTuple):
+    """One step of one picture is done; `preview()` decodes the latent as it is now."""
+
+    picture: int  # from 0
+    pictures: int
+    step: int  # from 1
+    steps: int
+    preview: Callable[[], Image.Image]
+
+
+def draw(
+    prompt: str | Sequence[str],
+    *,
+    negative: str | Sequence[str] | None = None,
+    model: str | Path = "emblem",
+    count: int = 1,
+    seed: int | Sequence[int] | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    size: tuple[int, int] | None = None,
+    eta: float = 0.0,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    attention: bool = False,
+) -> list[Picture]:
+    """`count` pictures of every prompt. What is None is the model's own default.
+
+    Several prompts take one negative prompt or one each; `seed` is the first picture's (each next one has one more),
+    or one for each picture; `size` is width and height in pixels. With `attention` the pictures bring heat maps.
+    Raises InputError, NotFoundError, CheckpointError, ConfigError.
+    """
+    request = Request(
+        prompts=texts(prompt),
+        negatives=texts(negative or ""),
+        model=model,
+        count=count,
+        seeds=() if seed is None else (seed,) if isinstance(seed, int) else tuple(seed),
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        size=size,
+        eta=eta,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+    )
+    with devices.threads(threads):
+        return [event for event in drawing(request) if isinstance(event, Picture)]
+
+
+def drawing(request: Request) -> Iterator[Progress | Picture]:
+    """The same as one loop: a `Progress` after every step, a `Picture` whenever one is done.
+
+    Everything is checked, and the model loaded, before this returns. Raises what `draw` does.
+    """
+    device = devices.find_device(request.device)
+    ready = make_ready(request.model, device, devices.find_dtype(request.dtype, device))
+    settings, warnings = _settle(request, ready)
+    return _draw_all(request, ready.model, settings, warnings)
+
+
+@torch.inference_mode()
+def _draw_all(
+    request: Request, model: LatentDiffusion, settings: Settings, warnings: list[str]
+) -> Iterator[Progress | Picture]:
+    seeds = request.choose_seeds()
+    for number, seed in enumerate(seeds):
+        prompt, negative = request.pairs[number // request.count]
+        if number % request.count == 0:
+            words, memory, nothing = read(model, prompt, negative if settings.guidance > 1 else "")
+            heard = [*warnings, *unsupported(prompt), *unsupported(negative)]
+        mine = dataclasses.replace(settings, prompt=prompt, negative=negative, seed=seed)
+        maps = AttentionMaps(_latent_size(model, mine)) if request.attention else None
+        began = time.perf_counter()
+        for step, latent in _denoise(model, memory, nothing, mine, maps):
+            yield Progress(number, len(seeds), step, settings.steps, partial(_preview, model, latent))
+        image, more = decode(model, latent)
+        sheet = heat_sheet(image, maps.words(words)) if maps else None
+        seconds = time.perf_counter() - began
+        yield Picture(image=image, settings=mine, warnings=(*heard, *more), seconds=seconds, attention=sheet)
+
+
+def read(model: LatentDiffusion, prompt: str, negative: str) -> tuple[Prompt, Tensor, Tensor]:
+    """The prompt's words, and what the U-Net reads of both texts: (1, S, M) each, equally long."""
+    context = model.text.config.context
+    both = [model.tokenizer.chunks(parse(text), context) for text in (prompt, negative)]
+    chunks = max(len(text.ids) for text in both)
+    empty = model.tokenizer.chunks([], context)
+    memory, nothing = (_encode(model, text, empty, chunks) for text in both)
+    return both[0], memory, nothing
+
+
+def _encode(model: LatentDiffusion, text: Prompt, empty: Prompt, chunks: int) -> Tensor:
+    """The text tower's states of every chunk, one behind the other; empty chunks fill up to `chunks`."""
+    missing = chunks - len(text.ids)
+    ids = torch.from_numpy(np.concatenate([text.ids, *[empty.ids] * missing]))  # (N, T)
+    weights = torch.from_numpy(np.concatenate([text.weights, *[empty.weights] * missing]))
+    ids = ids.to(model.text.token.weight.device)
+    states = _finite("text encoder", model.text, lambda: model.text(ids))  # (N, T, M)
+    return _emphasise(states, weights.to(states.device)).flatten(0, 1)[None]  # (1, N * T, M)
+
+
+def _emphasise(states: Tensor, weights: Tensor) -> Tensor:
+    """States (N, T, M) times their token's weight (N, T), then back to each chunk's mean, as the web UI does it."""
+    if bool((weights == 1).all()):
+        return states
+    mean = states.float().mean((1, 2), keepdim=True)
+    weighted = states.float() * weights[:, :, None]
+    return (weighted * (mean / weighted.mean((1, 2), keepdim=True))).to(states.dtype)
+
+
+def _denoise(
+    model: LatentDiffusion, memory: Tensor, nothing: Tensor, settings: Settings, maps: AttentionMaps | None
+) -> Iterator[tuple[int, Tensor]]:
+    """From the seed's noise to a latent: the number of each step and the latent (1, C, y, x) after it."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    shape = (1, model.unet.config.channels, *_latent_size(model, settings))
+
+    def noise() -> Tensor:  # always drawn on the CPU, so that the device does not change the picture
+        return torch.randn(shape, generator=generator).to(memory.device)
+
+    def unet(x: Tensor, time: float, condition: Condition) -> Tensor:
+        with maps.watching(model.unet) if maps else nullcontext():
+            return _finite("U-Net", model.unet, lambda: model.predict(x, time, condition["memory"]))
+
+    network = guided(unet, {"memory": memory}, {"memory": nothing}, settings.guidance)
+    denoised = predict(network, model.noise)
+    walk = sample(denoised, noise(), model.noise, settings.sampler, settings.steps, noise=noise, eta=settings.eta)
+    for step in walk:
+        yield step.number, step.latent
+
+
+@torch.inference_mode()
+def decode(model: LatentDiffusion, latent: Tensor) -> tuple[Image.Image, list[str]]:
+    """The picture of a latent (1, C, y, x), and a warning if the autoencoder had to be run again in float32."""
+    vae, dtype, warnings = model.vae, next(model.vae.parameters()).dtype, []
+    try:
+        pictures = _finite("autoencoder", vae, lambda: vae.decode(latent.to(dtype)))  # (1, 3, Y, X)
+    except CheckpointError:
+        if dtype is torch.float32:
+            raise
+        wide = copy.deepcopy(vae).float()
+        pictures = _finite("autoencoder", wide, lambda: wide.decode(latent))
+        warnings.append(f"vae-precision: the autoencoder overflowed in {_name(dtype)} and ran in float32")
+    return to_images(pictures)[0], warnings
+
+
+def _preview(model: LatentDiffusion, latent: Tensor) -> Image.Image:
+    return decode(model, latent)[0]
+
+
+def _finite(stage: str, module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
+    """What `run()` gives; CheckpointError names the first layer of `module` whose output is not finite, if any is."""
+    result = run()
+    if bool(result.isfinite().all()):
+        return result
+    with record(module) as outputs:
+        run()
+    layer = next((name for name, output in outputs.items() if not bool(output.isfinite().all())), "its end")
+    raise CheckpointError(
+        f"the {stage} gave NaN or infinity, first at {layer}; its weights are broken, or it needs dtype float32"
+    )
+
+
+def _settle(request: Request, ready: Ready) -> tuple[Settings, list[str]]:
+    """The settings that all pictures of a request share, and warnings. Raises what the model cannot do."""
+    model, defaults = ready.model, ready.defaults
+    settings = Settings(
+        prompt="",
+        seed=0,
+        model=str(request.model),
+        fingerprint=ready.fingerprint,
+        sampler=request.sampler or model.noise.sampler,
+        steps=defaults.steps if request.steps is None else request.steps,
+        guidance=float(defaults.guidance if request.guidance is None else request.guidance),
+        eta=float(request.eta),
+        size=request.size or (model.size, model.size),
+        device=model.unet.enter.weight.device.type,
+        dtype=_name(model.unet.enter.weight.dtype),
+        threads=torch.get_num_threads(),
+        versions={"qkv": version("qkv"), "torch": torch.__version__},
+    )
+    check_size(settings.size, max(SIZE_UNIT, model.vae.config.factor))
+    levels(model.noise, settings.sampler, settings.steps)
+    if settings.eta and settings.sampler != "ddim":
+        raise InputError(f"eta={settings.eta:g} with sampler {settings.sampler}: only ddim takes eta")
+    warnings = []
+    if settings.size != (model.size, model.size):
+        given, trained = "{}x{}".format(*settings.size), f"{model.size}x{model.size}"
+        warnings.append(f"size: {given} is not the {trained} that the model was trained at; shapes may repeat or break")
+    if settings.guidance <= 1 and any(request.negatives):
+        warnings.append(
+            f"negative-without-guidance: at guidance {settings.guidance:g} the negative prompt does nothing; "
+            "set guidance above 1"
+        )
+    return settings, warnings
+
+
+def _latent_size(model: LatentDiffusion, settings: Settings) -> tuple[int, int]:
+    """Height and width of the latent."""
+    width, height = settings.size
+    return height // model.vae.config.factor, width // model.vae.config.factor
+
+
+def _name(dtype: torch.dtype) -> str:
+    return next(name for name, known in devices.DTYPES.items() if known is dtype)

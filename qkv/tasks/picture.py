@@ -1,0 +1,211 @@
+"""A drawn picture that knows how it was drawn, and the PNG file that keeps it.
+
+The file carries two texts: `parameters`, the lines that AUTOMATIC1111's web UI writes and everybody reads, and `qkv`,
+our `Settings` as JSON, from which the very same picture can be drawn again. Neither holds a time or a duration, so
+the same picture is the same file. Left out: JPEG and WebP, and the node graphs of other tools.
+"""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, PngImagePlugin
+
+from qkv.config import as_dict, build
+from qkv.errors import ConfigError, InputError, OutputError, shorten
+from qkv.models.noise import SamplerName
+from qkv.weights.files import replacing
+
+MAX_FILE = 64 << 20  # of a picture that is read back
+MAX_TEXT = 1 << 20
+
+# Ours: the web UI's sampler and schedule type.
+PUBLISHED_SAMPLERS: Mapping[SamplerName, tuple[str, str | None]] = {
+    "ddpm": ("DDPM", None),
+    "ddim": ("DDIM", None),
+    "pndm": ("PLMS", None),
+    "euler": ("Euler", None),
+    "euler_ancestral": ("Euler a", None),
+    "heun": ("Heun", None),
+    "dpmpp_2m": ("DPM++ 2M", None),
+    "dpmpp_2m_karras": ("DPM++ 2M", "Karras"),
+    "unipc": ("UniPC", None),
+    "lcm": ("LCM", None),
+    "flow_euler": ("Flow Euler", None),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides how a picture looks; sizes in pixels, width first."""
+
+    prompt: str
+    negative: str = ""
+    seed: int
+    model: str  # as it was asked for: a name or a folder
+    fingerprint: str  # of the model's files
+    sampler: str
+    steps: int
+    guidance: float
+    eta: float = 0.0
+    size: tuple[int, int]
+    device: str
+    dtype: str
+    threads: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A result of `draw`. `warnings` say what was asked for and could not be honoured as it was."""
+
+    image: Image.Image
+    settings: Settings
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    attention: Image.Image | None = field(default=None, repr=False)  # the heat maps, if they were asked for
+
+    @property
+    def prompt(self) -> str:
+        return self.settings.prompt
+
+    @property
+    def negative(self) -> str:
+        return self.settings.negative
+
+    @property
+    def seed(self) -> int:
+        return self.settings.seed
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a PNG file, whole or not at all. Raises OutputError."""
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise OutputError(f"cannot write {path}: pictures are PNG files; give a name that ends in .png")
+        text = PngImagePlugin.PngInfo()
+        text.add_text("parameters", _valid(parameters(self.settings)))
+        text.add_text("qkv", json.dumps(as_dict(self.settings)))
+        with replacing(path) as file:
+            self.image.save(file, format="PNG", pnginfo=text)
+        return path
+
+
+def _valid(text: str) -> str:
+    """`text` as a PNG may hold it: no half surrogate pairs, no NUL."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "�")
+
+
+class Parameters(NamedTuple):
+    """What the web UI's lines say; the fields as they are spelled there."""
+
+    prompt: str
+    negative: str
+    fields: dict[str, str]
+
+
+def parameters(settings: Settings) -> str:
+    """The web UI's lines: prompt, negative prompt, then everything else on one line."""
+    sampler, schedule = PUBLISHED_SAMPLERS.get(settings.sampler, (settings.sampler, None))  # type: ignore[call-overload]
+    fields = {
+        "Steps": settings.steps,
+        "Sampler": sampler,
+        "Schedule type": schedule,
+        "CFG scale": f"{settings.guidance:g}",
+        "Seed": settings.seed,
+        "Size": "{}x{}".format(*settings.size),
+        "Model hash": settings.fingerprint,
+        "Model": Path(settings.model).name,
+        "Eta": settings.eta or None,
+        "RNG": "CPU",
+        "Version": f"qkv {settings.versions.get('qkv', '')}",
+    }
+    line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in fields.items() if value is not None)
+    negative = [f"{_NEGATIVE} {settings.negative}"] if settings.negative else []
+    return "\n".join([settings.prompt, *negative, line])
+
+
+_NEGATIVE = "Negative prompt:"
+# Matched at one place after the other and without giving back, so that hostile text costs linear time.
+_FIELD = re.compile(r'\s*+(?P<name>\w[\w \-/]++):\s*+(?P<value>"(?:\\.|[^\\"])*+"|[^,]*+)(?:,|$)')
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n]', value) else value
+
+
+def parse_parameters(text: str) -> Parameters:
+    """Reads the web UI's lines, of our pictures and others'. The last line counts if it has at least 3 fields."""
+    *lines, last = text.strip().split("\n")
+    fields = _fields(last)
+    if len(fields) < 3:
+        lines, fields = [*lines, last], {}
+    prompt: list[str] = []
+    negative: list[str] = []
+    part = prompt
+    for line in map(str.strip, lines):
+        if line.startswith(_NEGATIVE):
+            part, line = negative, line.removeprefix(_NEGATIVE).strip()
+        part.append(line)
+    return Parameters("\n".join(prompt).strip(), "\n".join(negative).strip(), fields)
+
+
+def _fields(line: str) -> dict[str, str]:
+    fields = {}
+    start = 0
+    while start < len(line):
+        match = _FIELD.match(line, start)
+        if match:
+            fields[match["name"]] = _unquoted(match["value"].strip())
+        start = match.end() if match else line.find(",", start) + 1 or len(line)
+    return fields
+
+
+def _unquoted(value: str) -> str:
+    try:
+        plain = json.loads(value) if value.startswith('"') else value
+    except ValueError:
+        return value
+    return plain if isinstance(plain, str) else value
+
+
+class Written(NamedTuple):
+    """What a picture file says of how it was drawn."""
+
+    settings: Settings | None  # ours
+    parameters: Parameters | None  # the web UI's
+
+
+def read(path: str | Path) -> Written:
+    """The texts in a PNG file; its pixels are not looked at. Raises InputError, also for a hostile file."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
+            raise InputError(f"{path} is not a picture file of at most {MAX_FILE >> 20} MiB")
+        with Image.open(path, formats=["PNG"]) as image:
+            texts = {name: str(image.info.get(name, "")) for name in ("qkv", "parameters")}
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a PNG picture that can be read"
+        raise InputError(f"cannot read {shorten(str(path), 200)}: {reason}") from error
+    if any(len(text) > MAX_TEXT for text in texts.values()):
+        raise InputError(f"{path} holds a text of more than {MAX_TEXT >> 20} MiB; that is none of ours")
+    return Written(
+        _read_settings(texts["qkv"], path) if texts["qkv"] else None,
+        parse_parameters(texts["parameters"]) if texts["parameters"] else None,
+    )
+
+
+def _read_settings(text: str, path: str | Path) -> Settings:
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ConfigError("it is not a JSON object")
+        return build(Settings, values)
+    except (ValueError, RecursionError) as error:  # ConfigError is a ValueError
+        raise InputError(f"{path}: its `qkv` text cannot be read: {shorten(str(error))}") from error

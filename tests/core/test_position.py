@@ -1,0 +1,89 @@
+"""Positions against the papers' formulas and against transformers and diffusers."""
+
+import math
+
+import pytest
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from qkv.core.attention import rotate
+from qkv.core.position import LearnedPosition, alibi, alibi_slopes, rotary, sinusoidal
+from qkv.errors import InputError
+
+
+def test_sinusoidal_is_the_papers_formula():
+    got = sinusoidal(torch.arange(50), 12)
+    for position in (0, 1, 7, 49):
+        for i in range(6):
+            angle = position / 10_000 ** (2 * i / 12)
+            assert got[position, 2 * i] == pytest.approx(math.sin(angle), abs=2e-6)
+            assert got[position, 2 * i + 1] == pytest.approx(math.cos(angle), abs=2e-6)
+
+
+@pytest.mark.parametrize("cos_first", [False, True])
+def test_sinusoidal_is_the_time_embedding_of_diffusers(cos_first):
+    times = torch.tensor([0.0, 1, 250.5, 999])
+    expected = get_timestep_embedding(times, 320, flip_sin_to_cos=cos_first, downscale_freq_shift=0)
+    assert sinusoidal(times, 320, interleaved=False, cos_first=cos_first).equal(expected)
+
+
+def test_sinusoidal_refuses_an_odd_width():
+    with pytest.raises(InputError, match="dim=7 is odd"):
+        sinusoidal(torch.arange(3), 7)
+
+
+@pytest.mark.parametrize("base", [10_000.0, 500_000.0])
+def test_rotary_is_llamas(base):
+    config = LlamaConfig(
+        hidden_size=64, num_attention_heads=4, rope_parameters={"rope_type": "default", "rope_theta": base}
+    )
+    q, k, positions = torch.randn(2, 4, 9, 16), torch.randn(2, 2, 9, 16), torch.arange(3, 12)
+    cos, sin = LlamaRotaryEmbedding(config)(q, positions[None])
+    expected = apply_rotary_pos_emb(q, k, cos, sin)
+    turn = rotary(positions, 16, base=base)
+    for got, right in zip((rotate(q, turn), rotate(k, turn)), expected):
+        torch.testing.assert_close(got, right, atol=1e-5, rtol=0)
+
+
+@given(start=st.integers(0, 500), shift=st.integers(0, 500))
+def test_rotary_depends_on_distances_only(start, shift):
+    q, k = torch.randn(2, 1, 1, 4, 8, dtype=torch.float64).unbind()
+    scores = []
+    for first in (start, start + shift):
+        cos, sin = rotary(torch.arange(first, first + 4), 8)
+        scores.append(rotate(q, (cos.double(), sin.double())) @ rotate(k, (cos.double(), sin.double())).mT)
+    torch.testing.assert_close(*scores, atol=2e-3, rtol=0)
+
+
+def test_rotary_turns_the_first_numbers_only():
+    x, turn = torch.randn(1, 2, 5, 12, dtype=torch.bfloat16), rotary(torch.arange(5), 8)
+    turned = rotate(x, turn)
+    assert turned.dtype is torch.bfloat16
+    assert turned[..., 8:].equal(x[..., 8:])
+    assert turned[..., :8].equal(rotate(x[..., :8], turn))
+    assert turned[..., 0, :].equal(x[..., 0, :])  # position 0 is no turn
+
+
+@pytest.mark.parametrize("heads", range(1, 34))
+def test_alibi_is_blooms(heads):
+    theirs = build_alibi_tensor(torch.ones(1, 7), heads, torch.float32).view(heads, 1, 7)
+    torch.testing.assert_close(alibi_slopes(heads), theirs[:, 0, 1])
+    ours = alibi(heads, 7, 7)  # theirs adds the same number to a whole row, which softmax does not see
+    for t in range(7):
+        torch.testing.assert_close(ours[:, t] - ours[:, t, :1], theirs[:, 0])
+    assert (ours.diagonal(dim1=1, dim2=2) == 0).all()
+    torch.testing.assert_close(alibi(heads, 2, 7), ours[:, -2:])
+
+
+def test_learned_positions():
+    position, x = LearnedPosition(6, 4, offset=2), torch.randn(2, 3, 4)
+    assert position.weight.shape == (8, 4)
+    assert position(x).equal(x + position.weight[2:5])
+    assert position(x, start=3).equal(x + position.weight[5:8])
+    with pytest.raises(InputError, match="the input has 7 tokens; this model reads at most 6"):
+        position(x, start=4)
