@@ -65,7 +65,7 @@ def verb(run: Callable[..., None]) -> Callable[..., None]:
     def call(**values: Any) -> None:
         options = Shared(**{option.name: values.pop(option.name) for option in shared})
         if options.offline:
-            os.environ |= {"HF_HUB_OFFLINE": "1", "npm_config_offline": "true"}
+            os.environ |= {"HF_HUB_OFFLINE": "1", "NPM_CONFIG_OFFLINE": "true"}
         run(options, **values)
 
     call.__name__, call.__doc__ = run.__name__, run.__doc__

@@ -35,17 +35,19 @@ def attend(
     1/sqrt(K) unless given. A row that may look nowhere gives zeros. Returns (B, H, T, K).
     """
     T, S = q.shape[-2], k.shape[-2]
-    if causal and T > 1:  # a single query is the last one: it may look at every key
-        if T == S and bias is None:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+    causal = causal and T > 1  # a single query is the last one: it may look at every key
+    narrow_on_cpu = q.device.type == "cpu" and q.dtype is torch.bfloat16
+    if narrow_on_cpu and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        weights = attention_weights(q, k, bias=bias, causal=causal, scale=scale)
+        return weights @ _per_head(v, q.shape[1])
+    if causal and T == S and bias is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+    if causal:
         bias = _causal_bias(bias, T, S, q.device)
     if bias is not None and bias.dtype is not torch.bool:
         bias = bias.to(q.dtype)
-    if q.device.type == "cpu" and q.dtype is torch.bfloat16:
-        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-            return _plain(q, k, v, bias, scale)
-        if k.shape[-2] >= LONG:
-            return _by_chunks(q, k, v, bias, scale)
+    if narrow_on_cpu and S >= LONG:
+        return _by_chunks(q, k, v, bias, scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=True)
 
 
@@ -90,10 +92,6 @@ LONG = 1024
 QUERY_CHUNK = 64
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
-    return attention_weights(q, k, bias=bias, scale=scale) @ _per_head(v, q.shape[1])
-
-
 def _by_chunks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
     """The plain formula over chunks of query rows, so that the scores stay in the processor's cache."""
     k, v = _per_head(k, q.shape[1]), _per_head(v, q.shape[1])
@@ -101,7 +99,7 @@ def _by_chunks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: floa
     for start in range(0, q.shape[-2], QUERY_CHUNK):
         rows = slice(start, start + QUERY_CHUNK)
         seen = bias[..., rows, :] if bias is not None and bias.shape[-2] > 1 else bias
-        out[..., rows, :] = _plain(q[..., rows, :], k, v, seen, scale)
+        out[..., rows, :] = attention_weights(q[..., rows, :], k, bias=seen, scale=scale) @ v
     return out
 
 

@@ -99,7 +99,7 @@ def run(
     """Evaluates `model`; the figures as plain values, for `table` or JSON.
 
     `samples` seen concepts are drawn and the other sets in proportion; `seed` is added to every drawing's own.
-    Figures (metrics.json, table.txt) and contact sheets go to `folder`, by default runs/eval-MODEL. `draw` is
+    Prompts, figures (metrics.json, table.txt) and contact sheets go to `folder`, by default runs/eval-MODEL. `draw` is
     `qkv.draw` unless a test says otherwise. Raises NotFoundError without model or data set, CheckpointError without
     judge, InputError for too few samples, OutputError.
     """
@@ -117,6 +117,9 @@ def run(
         name: [Order(prompt, negative, _seed(seed, prompt)) for prompt in yellow]
         for name, negative in (("yellow", None), ("not yellow", "yellow"))
     }
+    folder = folder or Path("runs") / f"eval-{Path(model).name}"
+    # Before the long work, so that an unwritable folder costs nothing.
+    write_json(folder / "prompts.json", {name: [order._asdict() for order in group] for name, group in orders.items()})
     drawn = _draw_all(orders, draw or _drawer(model), progress)
     trust = {split: court.trust(split) for split in HELD_OUT}
     in_english = drawn["seen"][[chosen["seen"].index(item) for item in spoken]]
@@ -136,7 +139,6 @@ def run(
         "yellow": yellow_cut(drawn["yellow"], drawn["not yellow"]),
     }
 
-    folder = folder or Path("runs") / f"eval-{Path(model).name}"
     write_json(folder / "metrics.json", result)
     with replacing(folder / "table.txt") as file:
         file.write(table(result).encode())
@@ -203,10 +205,10 @@ class Court:
         return Candidates(self.data.items)
 
     @cached_property
-    def known(self) -> tuple[Tensor, Pictures]:
-        """Features and pictures of all that the generator was trained on."""
-        pictures = self.real(self.items("train"))
-        return picture_features(self.judge, pictures), pictures
+    def known(self) -> tuple[Tensor, Pictures, npt.NDArray[np.int64]]:
+        """All that the generator was trained on: features, and where the pictures are."""
+        rows = [item.row for item in self.items("train")]
+        return picture_features(self.judge, self.data.pictures, rows), self.data.pictures, np.array(rows)
 
     @cached_property
     def threshold(self) -> float:
@@ -227,16 +229,16 @@ class Court:
     def trust(self, split: Split) -> Score:
         """Top-1 of the judge on all real pictures of a split that it never saw."""
         items = self.items(split)
-        return top_k(self._ranks(picture_features(self.judge, self.real(items)), items), 1)
-
-    def _ranks(self, features: Tensor, items: Sequence[Item]) -> Tensor:
-        return ranks(self.judge, self.tokenizer, features, [self.candidates.of(item) for item in items])
+        questions = [self.candidates.of(item) for item in items]
+        return top_k(ranks(self.judge, self.tokenizer, picture_features(self.judge, self.real(items)), questions), 1)
 
     def examine(self, pictures: Pictures, items: Sequence[Item], k: int, *, language: str = "en") -> dict[str, Any]:
         """A row of the table for the drawings of `items`, whose prompts were in `language`."""
         shown = {"drawn": pictures, "real": self.real(items), "copying": self.real(self.nearest(items, language))}
         features = {name: picture_features(self.judge, group) for name, group in shown.items()}
-        scores = {name: _plain(top_k(self._ranks(found, items), k)) for name, found in features.items()}
+        questions = [self.candidates.of(item) for item in items] * len(shown)
+        found = ranks(self.judge, self.tokenizer, torch.cat(list(features.values())), questions)
+        scores = {name: _plain(top_k(part, k)) for name, part in zip(shown, found.chunk(len(shown)))}
         copies = {name: _plain(self.copies(features[name], shown[name])) for name in ("drawn", "real")}
         return {"count": len(items), "k": k, **scores, "chance": k / COUNT, "copies": copies}
 
@@ -267,8 +269,7 @@ class Court:
         features = {name: picture_features(self.judge, group) for name, group in found.items()}
         return {
             measure.__name__.removesuffix("_distance"): {
-                name: _plain(jackknife(lambda x: measure(x, target), group))  # noqa: B023 (called at once)
-                for name, group in features.items()
+                name: _plain(jackknife(measure, group, target)) for name, group in features.items()
             }
             for measure in (metrics.kernel_distance, metrics.frechet_distance)
         }

@@ -70,25 +70,24 @@ def _root(matrix: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt() @ vectors.mT
 
 
-def jackknife(statistic: Callable[[Tensor], float], x: Tensor, groups: int = 10) -> Score:
-    """A statistic of the rows of x, with the standard error by leaving out one of `groups` of them at a time."""
+def jackknife(statistic: Callable[..., float], x: Tensor, *rest: Tensor, groups: int = 10) -> Score:
+    """statistic(x, *rest), with the standard error over x's rows by leaving out one of `groups` of them at a time."""
     groups = min(groups, len(x))
     places = torch.arange(len(x)) % groups
-    left_out = torch.tensor([statistic(x[places != group]) for group in range(groups)], dtype=torch.float64)
-    return Score(statistic(x), float(((groups - 1) * left_out.var(correction=0)) ** 0.5))
+    left_out = torch.tensor([statistic(x[places != group], *rest) for group in range(groups)], dtype=torch.float64)
+    return Score(statistic(x, *rest), float(((groups - 1) * left_out.var(correction=0)) ** 0.5))
 
 
-def copy_distance(features: Tensor, pictures: Pictures, known: Tensor, known_pictures: Pictures) -> Tensor:
-    """How far each picture is from the nearest known one: 0 is the same, 1 shares no ink with it.
+def copy_distance(
+    features: Tensor, pictures: Pictures, known: Tensor, archive: Pictures, rows: npt.NDArray[np.int64]
+) -> Tensor:
+    """How far each picture (N) is from the nearest known one: 0 is the same, 1 shares no ink with it.
 
-    Among the 8 known pictures with the nearest features (cosine) the least ink distance counts. (N,)
+    Known are the pictures archive[rows], with features `known` (M, C). Of the 8 with the nearest features (cosine)
+    the least ink distance counts. (N,)
     """
     near = (F.normalize(features, dim=-1) @ F.normalize(known, dim=-1).mT).topk(min(NEAREST, len(known))).indices
-    distances = [
-        ink_distance(picture[None], known_pictures[rows.numpy()]).min()
-        for picture, rows in zip(pictures, near.sort().values)
-    ]
-    return torch.stack(distances)
+    return torch.stack([ink_distance(one[None], archive[rows[few]]).min() for one, few in zip(pictures, near.numpy())])
 
 
 def ink_distance(a: Pictures, b: Pictures) -> Tensor:

@@ -43,16 +43,22 @@ class UNetConfig:
     sample_size: int = 64
 
     def __post_init__(self) -> None:
-        check_convolutional(self.dims, self.layers, self.groups)
+        check_convolutional(self.dims, self.layers, self.groups, self.norm_eps, self.sample_size)
         for name in ("attention", "heads"):
             if len(getattr(self, name)) != len(self.dims):
                 raise ConfigError(f"{name} has {len(getattr(self, name))} entries; dims has {len(self.dims)}")
         for dim, heads in zip(self.dims, self.heads):
             if heads < 1 or dim % heads:
                 raise ConfigError(f"dim={dim} is not divisible by heads={heads}; choose a divisor")
-        for name in ("channels", "out_channels", "transformer_layers", "memory_dim", "sample_size"):
-            if not 0 < getattr(self, name) <= 65_536:
-                raise ConfigError(f"{name}={getattr(self, name)} is out of range; it must be 1 to 65536")
+        bounds = {"channels": 65_536, "out_channels": 65_536, "memory_dim": 65_536, "transformer_layers": 100}
+        for name, most in bounds.items():
+            if not 0 < getattr(self, name) <= most:
+                raise ConfigError(f"{name}={getattr(self, name)} is out of range; it must be 1 to {most}")
+        if len(self.dims) * self.layers * self.transformer_layers > 1_000:
+            raise ConfigError(
+                f"layers={self.layers} with transformer_layers={self.transformer_layers} is out of range; "
+                f"over {len(self.dims)} resolutions they must make at most 1000"
+            )
 
     @property
     def time_dim(self) -> int:

@@ -4,6 +4,7 @@ Latent diffusion (2112.10752), section 3.1 and appendix G; published as diffuser
 discriminator and the perceptual loss of its training are left out: training lives in train/objectives.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,10 +37,14 @@ class VAEConfig:
     sample_size: int = 512
 
     def __post_init__(self) -> None:
-        check_convolutional(self.dims, self.layers, self.groups)
+        check_convolutional(self.dims, self.layers, self.groups, self.norm_eps, self.sample_size)
         for name in ("channels", "latent_channels"):
             if not 0 < getattr(self, name) <= 1024:
                 raise ConfigError(f"{name}={getattr(self, name)} is out of range; it must be 1 to 1024")
+        if not 0 < self.scaling < math.inf:
+            raise ConfigError(f"scaling={self.scaling} is out of range; it must be above 0 and finite")
+        if not math.isfinite(self.shift):
+            raise ConfigError(f"shift={self.shift} is not a finite number")
 
     @property
     def factor(self) -> int:
@@ -47,8 +52,8 @@ class VAEConfig:
         return int(2 ** (len(self.dims) - 1))
 
 
-def check_convolutional(dims: Sequence[int], layers: int, groups: int) -> None:
-    """ConfigError where the widths, depth or groups of a convolutional network cannot be."""
+def check_convolutional(dims: Sequence[int], layers: int, groups: int, norm_eps: float, sample_size: int) -> None:
+    """ConfigError where the widths, depth, norms or size of a convolutional network cannot be."""
     if not 0 < len(dims) <= 16:
         raise ConfigError(f"dims has {len(dims)} widths; a network has 1 to 16 resolutions")
     if not 0 < layers <= 100:
@@ -58,6 +63,10 @@ def check_convolutional(dims: Sequence[int], layers: int, groups: int) -> None:
             raise ConfigError(f"dim={dim} is out of range; it must be 1 to 65536")
         if groups < 1 or dim % groups:
             raise ConfigError(f"dim={dim} is not divisible by groups={groups}; choose a divisor")
+    if not 0 < norm_eps < 1:
+        raise ConfigError(f"norm_eps={norm_eps} is out of range; it must lie between 0 and 1")
+    if not 0 < sample_size <= 65_536:
+        raise ConfigError(f"sample_size={sample_size} is out of range; it must be 1 to 65536")
 
 
 class PixelAttention(nn.Module):

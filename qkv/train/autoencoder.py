@@ -19,7 +19,7 @@ from qkv.tasks.sheet import contact_sheet, to_images
 from qkv.train.data import Draw, PictureBatches, to_signed
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.objectives import autoencoding
-from qkv.train.recipes import Context, freeze
+from qkv.train.recipes import Context, facts, freeze
 from qkv.weights.diffusers import load_vae, published_vae, save_component
 from qkv.weights.folder import Folder
 
@@ -69,7 +69,7 @@ def train(recipe: Recipe, context: Context) -> Result[VAE]:
         objective,
         recipe.fit,
         context.folder,
-        recipe={"task": "autoencoder", "model": vae.config, "batch": recipe.batch, "kl": recipe.kl},
+        recipe={"task": "autoencoder", **facts(recipe), "model": vae.config},
         resume=context.resume,
         samples=samples,
         validate=validate,

@@ -23,7 +23,7 @@ from qkv.text.tokenizer import Tokenizer, train_tokenizer
 from qkv.train.data import Draw, PictureBatches, to_signed
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.objectives import contrasting, distilling
-from qkv.train.recipes import Context
+from qkv.train.recipes import Context, facts
 from qkv.train.teacher import Vectors, vectors
 from qkv.weights.clip import save_clip
 
@@ -171,7 +171,7 @@ def train(recipe: Recipe, context: Context) -> Result[Student]:
         objective,
         recipe.fit,
         context.folder,
-        recipe={"task": "clip", "recipe": recipe, "text": words},
+        recipe={"task": "clip", **facts(recipe), "text": words},
         resume=context.resume,
         validate=validate,
         progress=context.progress,

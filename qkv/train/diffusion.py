@@ -31,7 +31,7 @@ from qkv.text.weighting import Segment
 from qkv.train.data import Draw, Pictures, to_signed
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.objectives import denoising
-from qkv.train.recipes import Context
+from qkv.train.recipes import Context, facts
 from qkv.weights.clip import load_clip
 from qkv.weights.diffusers import load_unet, load_vae, save_latent_diffusion
 from qkv.weights.files import replacing
@@ -52,7 +52,11 @@ SHOWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`autoencoder` and `clip` are what recipes 1 and 2 made; `start` a model folder to take the U-Net from."""
+    """`autoencoder` and `clip` are what recipes 1 and 2 made; `start` a model folder to take the U-Net from.
+
+    `uncaptioned`, `foreign` and `unstyled` are the shares of captions that are empty, in another language than
+    English, and silent about the drawing's style.
+    """
 
     model: UNetConfig
     noise: NoiseConfig
@@ -62,6 +66,7 @@ class Recipe:
     batch: int = 32
     uncaptioned: float = 0.1
     foreign: float = 0.1
+    unstyled: float = 0.15
     guidance: float = 4.0
     fit: FitConfig
 
@@ -86,7 +91,8 @@ class Batches:
         if rng.random() < self.recipe.uncaptioned:
             return ""
         language = rng.choice(captions.languages()) if rng.random() < self.recipe.foreign else "en"
-        return captions.caption(item, rng, language=language)
+        styled = rng.random() >= self.recipe.unstyled
+        return captions.caption(item, rng, language=language, styled=styled)
 
 
 def read(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
@@ -95,8 +101,8 @@ def read(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
 
 
 def encode(vae: VAE, pictures: Pictures, cache: Path, *, progress: bool = True) -> Latents:
-    """The unscaled mean latents (N, C, y, x) of all pictures, kept in `cache` under a hash of the encoder."""
-    digest = hashlib.sha256(str(len(pictures)).encode())
+    """The unscaled mean latents (N, C, y, x) of all pictures, kept in `cache` under a hash of both."""
+    digest = hashlib.sha256(np.ascontiguousarray(pictures))
     for parameter in vae.encoder.parameters():
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
     path = cache / f"latents-{digest.hexdigest()[:16]}.npy"
@@ -160,7 +166,7 @@ def train(recipe: Recipe, context: Context) -> Result[UNet]:
         objective,
         recipe.fit,
         context.folder,
-        recipe={"task": "diffusion", "recipe": recipe},
+        recipe={"task": "diffusion", **facts(recipe)},
         resume=context.resume,
         samples=samples,
         validate=validate,

@@ -35,10 +35,11 @@ class Recipe:
 
     model: JudgeConfig
     batch: int = 256
+    texts: int = 512  # captions without a picture beside them: wrong answers that cost little
     fit: FitConfig
 
 
-def train(recipe: Recipe, context: Context) -> Result:
+def train(recipe: Recipe, context: Context) -> Result[Judge]:
     data = emblem.load()
     shown = [item for item in data.items if item.split not in HELD_OUT]
     held_out = {split: [item for item in data.items if item.split == split] for split in HELD_OUT}
@@ -64,50 +65,57 @@ def train(recipe: Recipe, context: Context) -> Result:
 
     result = fit(
         judge,
-        JudgeBatches(data.pictures, data.items, tokenizer, text.context, draw),
+        JudgeBatches(data.pictures, data.items, tokenizer, text.context, draw, recipe.texts),
         contrast,
         recipe.fit,
         context.folder,
-        recipe={"task": "judge", "model": recipe.model, "batch": recipe.batch},
+        recipe={"task": "judge", "model": recipe.model, "batch": recipe.batch, "texts": recipe.texts},
         resume=context.resume,
         validate=validate,
         progress=context.progress,
     )
-    assert isinstance(result.model, Judge)
     save_judge(context.folder / "model", result.model, tokenizer)
     return result
 
 
 def contrast(judge: Judge, batch: Batch, generator: torch.Generator) -> Loss:
-    """CLIP's symmetric loss (2103.00020, figure 3), where variants of one base are not told apart."""
-    logits = judge.logits(batch["pictures"], batch["ids"])  # (B, B)
+    """CLIP's symmetric loss (2103.00020, figure 3), where variants of one base are not told apart.
+
+    The first captions belong to the pictures; those behind them are only wrong answers.
+    """
+    logits = judge.logits(batch["pictures"], batch["ids"])  # (B, B + N)
     base, own = batch["base"], torch.arange(len(logits), device=logits.device)
-    variants = (base[:, None] == base) & (own[:, None] != own)
+    variants = base[: len(own), None] == base
+    variants[own, own] = False
     logits = logits.masked_fill(variants, -torch.inf)
     right = (logits.detach().argmax(-1) == own).float().mean()
-    return Loss((F.cross_entropy(logits, own) + F.cross_entropy(logits.mT, own)) / 2, {"right": right})
+    loss = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(own)].mT, own)
+    return Loss(loss / 2, {"right": right})
 
 
 @dataclass(frozen=True)
 class JudgeBatches:
-    """Pictures, the token ids of a fresh caption for each, and the number of their base."""
+    """Pictures (B), the token ids of a fresh caption for each and of `texts` others, and the base of every caption."""
 
     pictures: Pictures
     items: Sequence[Item]
     tokenizer: Tokenizer
     context: int
     draw: Draw
+    texts: int
 
     def __call__(self, step: int) -> Batch:
         rows = self.draw.at(step)
-        items = [self.items[row] for row in rows]
+        others = self.draw.generator(step).spawn(1)[0].choice(self.draw.rows, self.texts, p=self.draw.weights)
+        named = [self.items[row] for row in (*rows, *others)]
         rng = random.Random(f"{self.draw.seed} {step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
-        numbers = {base: i for i, base in enumerate(dict.fromkeys(item.base for item in items))}
+        mirrored = torch.tensor([mirrors(item) for item in named[: len(rows)]])
+        numbers = {base: i for i, base in enumerate(dict.fromkeys(item.base for item in named))}
         return {
-            "pictures": augment(to_signed(self.pictures[rows]), torch.tensor([mirrors(i) for i in items]), generator),
-            "ids": tokenize(self.tokenizer, [caption(item, rng) for item in items], self.context),
-            "base": torch.tensor([numbers[item.base] for item in items]),
+            "pictures": augment(to_signed(self.pictures[rows]), mirrored, generator),
+            "ids": tokenize(self.tokenizer, [caption(item, rng) for item in named], self.context),
+            "base": torch.tensor([numbers[item.base] for item in named]),
         }
 
 
@@ -139,13 +147,15 @@ def top_1(
     judge: Judge, tokenizer: Tokenizer, pictures: Pictures, items: Sequence[Item], candidates: Candidates
 ) -> float:
     """The share of real pictures for which the judge picks the true caption out of 100."""
-    features = picture_features(judge, pictures[[item.row for item in items]])
+    features = picture_features(judge, pictures, [item.row for item in items])
     return float((ranks(judge, tokenizer, features, [candidates.of(item) for item in items]) == 0).float().mean())
 
 
 @torch.no_grad()
-def picture_features(judge: Judge, pictures: Pictures, *, batch: int = 128) -> Tensor:
-    """uint8 (N, Y, X, 3) -> features (N, C)."""
-    device = judge.log_scale.device
-    parts = [to_signed(pictures[i : i + batch]).to(device) for i in range(0, len(pictures), batch)]
+def picture_features(
+    judge: Judge, pictures: Pictures, rows: Sequence[int] | None = None, *, batch: int = 128
+) -> Tensor:
+    """uint8 (N, Y, X, 3), or the `rows` of a data set that is larger than memory, -> features (N, C)."""
+    device, places = judge.log_scale.device, list(range(len(pictures)) if rows is None else rows)
+    parts = (to_signed(pictures[places[i : i + batch]]).to(device) for i in range(0, len(places), batch))
     return torch.cat([judge.vision(part).float().cpu() for part in parts])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qkv.config import build, read_toml
+from qkv.config import as_dict, build, read_toml
 from qkv.errors import ConfigError, unknown
 from qkv.train.loop import Result
 
@@ -63,6 +63,11 @@ def run(
         folder=folder or Path("runs") / path.stem, device=torch.device(device), resume=resume, progress=progress
     )
     return train(build(recipe_type, values), context)
+
+
+def facts(recipe: Any) -> dict[str, Any]:
+    """What a run's checkpoint keeps of its recipe beside `fit`: a resume with other values is refused."""
+    return {key: value for key, value in as_dict(recipe).items() if key != "fit"}
 
 
 def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:

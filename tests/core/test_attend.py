@@ -133,7 +133,8 @@ def test_rows_that_may_look_nowhere_give_zeros(dtype, name, as_float):
 
 
 @pytest.mark.parametrize(
-    ("name", "kernel"), [("fused", "scaled_dot_product_attention"), ("gradient", "_plain"), ("long", "_by_chunks")]
+    ("name", "kernel"),
+    [("fused", "scaled_dot_product_attention"), ("gradient", "attention_weights"), ("long", "_by_chunks")],
 )
 def test_the_paths_are_what_this_file_thinks(name, kernel):
     q, k, v = (x.bfloat16().requires_grad_(name == "gradient") for x in torch.randn(3, 1, 2, 7, 8).unbind())

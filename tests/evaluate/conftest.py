@@ -1,6 +1,5 @@
 """A small world of made-up emoji: 110 jobs in two skin tones and 40 things, in three styles, each base a pattern."""
 
-
 import numpy as np
 import pytest
 

@@ -111,13 +111,16 @@ def test_ink_distance_sees_ink_and_not_paper() -> None:
 def test_a_copy_must_be_near_in_features_and_in_pixels() -> None:
     known = np.stack([blot(8 * i, 8 * i) for i in range(12)])
     features = torch.eye(12)
-    found = copy_distance(features[[3, 3, 11]], np.stack([blot(24, 24), blot(96, 0), blot(0, 0)]), features, known)
+    archive, rows = np.concatenate([known[:1], known]), np.arange(1, 13)
+    found = copy_distance(
+        features[[3, 3, 11]], np.stack([blot(24, 24), blot(96, 0), blot(0, 0)]), features, archive, rows
+    )
     assert found[0] == 0
     assert found[1] > 0.9  # near in features alone
     # A picture whose features point elsewhere is not compared with its twin: only the 8 nearest are.
     away = torch.ones(1, 12)
     away[0, 0] = -1
-    assert copy_distance(away, blot(0, 0)[None], features, known)[0] > 0.3
+    assert copy_distance(away, blot(0, 0)[None], features, archive, rows)[0] > 0.3
 
 
 rgb = st.tuples(*[st.integers(0, 255)] * 3)

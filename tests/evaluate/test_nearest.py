@@ -36,7 +36,9 @@ def test_equal_captions_give_the_first_and_strange_ones_too() -> None:
     assert Nearest(["cat", "dog"]).find("狗") == 0
 
 
-texts = st.lists(st.text("abc ,", min_size=1, max_size=12).filter(lambda text: text.strip(" ,")), min_size=1, max_size=8)
+texts = st.lists(
+    st.text("abc ,", min_size=1, max_size=12).filter(lambda text: text.strip(" ,")), min_size=1, max_size=8
+)
 
 
 @given(texts, st.text("abcd ", max_size=10))
@@ -47,7 +49,9 @@ def test_equals_dense_cosines(captions: list[str], text: str) -> None:
     rows = counts * rarity / np.linalg.norm(counts * rarity, axis=1, keepdims=True)
     query = np.array([grams(text)[name] for name in names]) * rarity
     cosine = rows @ query
-    assert cosine[Nearest(captions).find(text)] == pytest.approx(cosine.max(), abs=1e-6 * (1 + math.dist(query, 0 * query)))
+    assert cosine[Nearest(captions).find(text)] == pytest.approx(
+        cosine.max(), abs=1e-6 * (1 + math.dist(query, 0 * query))
+    )
 
 
 @given(texts)

@@ -130,7 +130,7 @@ def test_every_sampler_of_another_tool_is_found(tmp_path: Path) -> None:
 
 
 def test_saving_fails_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="ends in .png"):
+    with pytest.raises(OutputError, match="PNG files"):
         picture().save(tmp_path / "a.jpg")
     with pytest.raises(OutputError, match="No such file"):
         picture().save(tmp_path / "none" / "a.png")

@@ -1,0 +1,103 @@
+"""Names are looked up, never joined to paths."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qkv import registry
+from qkv.errors import InputError, NotFoundError
+
+INDEX = '{"_class_name": "StableDiffusionPipeline"}'
+
+
+def place(home: Path, name: str) -> Path:
+    folder = home / "models" / name
+    folder.mkdir(parents=True)
+    (folder / registry.INDEX).write_text(INDEX)
+    return folder
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "assets" / "emblem"
+    folder.mkdir(parents=True)
+    (folder / registry.INDEX).write_text(INDEX)
+    monkeypatch.setattr(registry, "ASSETS", folder.parent)
+    return folder
+
+
+def test_listing(home: Path, shipped: Path) -> None:
+    mine = place(home, "mine")
+    (mine / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    (home / "models" / "no model").mkdir()
+    place(home, "emblem")  # cannot take the place of the shipped one
+    assert registry.listing() == [
+        registry.Model("emblem", shipped, len(INDEX), "Apache-2.0", shipped=True),
+        registry.Model("mine", mine, (mine / "README.md").stat().st_size + len(INDEX), "mit", shipped=False),
+    ]
+
+
+def test_nothing_is_there(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "ASSETS", tmp_path / "none")
+    assert registry.listing() == []
+    with pytest.raises(NotFoundError, match="emblem is not in this installation"):
+        registry.resolve("emblem")
+
+
+def test_resolve(home: Path, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = place(home, "mine")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert registry.resolve("emblem") == shipped
+    assert registry.resolve("mine") == mine
+    assert registry.resolve("./mine") == Path("./mine")
+    assert registry.resolve(Path("mine")) == Path("mine")
+    assert registry.resolve(str(mine)) == mine
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "..", "/etc", "/none", "a\0b", "x" * 10_000, "", ".", "models/mine", "emblem/../mine", "~"]
+)
+def test_no_name_becomes_a_path(home: Path, shipped: Path, name: str) -> None:
+    place(home, "mine")
+    with pytest.raises(NotFoundError) as caught:
+        registry.named(name)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["/none/of/it", "a\0b", "x" * 10_000, "none", "emblen"])
+def test_resolve_of_what_is_not_here(home: Path, shipped: Path, name: str) -> None:
+    with pytest.raises(NotFoundError):
+        registry.resolve(name)
+
+
+def test_remove(home: Path, shipped: Path, tmp_path: Path) -> None:
+    mine = place(home, "mine")
+    assert registry.remove("mine") == mine
+    assert not mine.exists()
+    with pytest.raises(InputError, match="comes with the package"):
+        registry.remove("emblem")
+    for name in ("mine", "../home", str(tmp_path)):
+        with pytest.raises(NotFoundError):
+            registry.remove(name)
+
+
+def test_remove_takes_a_link_and_not_what_it_points_to(home: Path, tmp_path: Path) -> None:
+    real = place(tmp_path / "elsewhere", "real")
+    (home / "models").mkdir(parents=True)
+    os.symlink(real, home / "models" / "linked")
+    registry.remove("linked")
+    assert real.is_dir()
+    assert not (home / "models" / "linked").exists()
+    shutil.rmtree(real)
+
+
+@pytest.mark.parametrize("variables", [{"QKV_HOME": "/a"}, {"XDG_CACHE_HOME": "/b"}, {"HOME": "/c"}])
+def test_home(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name in ("QKV_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert str(registry.home()) in ("/a", "/b/qkv", "/c/.cache/qkv")
