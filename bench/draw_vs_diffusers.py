@@ -68,7 +68,7 @@ from diffusers import StableDiffusionPipeline
 
 folder, dtype, threads, steps, guidance, prompt, seed, path = sys.argv[1:]
 torch.set_num_threads(int(threads))
-pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype))
+pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
 generator = torch.Generator().manual_seed(int(seed))
 picture = pipeline(prompt, num_inference_steps=int(steps), guidance_scale=float(guidance), generator=generator)
 picture.images[0].save(path)
@@ -101,7 +101,7 @@ def open_diffusers(folder: str, dtype: str, threads: int, options: dict[str, Any
     from diffusers import StableDiffusionPipeline
 
     torch.set_num_threads(threads)
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype))
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
     pipeline.set_progress_bar_config(disable=True)
 
     def draw(prompt: str, seed: int) -> Any:

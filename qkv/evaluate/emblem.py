@@ -313,7 +313,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _row(title: str, cells: Sequence[str]) -> str:
-    return (f"{title:<44}" + "".join(f"{cell:>13}" for cell in cells)).rstrip()
+    return (f"{title:<44}" + "".join(f"{cell:>15}" for cell in cells)).rstrip()
 
 
 def _percent(score: Mapping[str, float]) -> str:

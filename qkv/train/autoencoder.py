@@ -32,7 +32,7 @@ class Recipe:
     start: Path | None = None
     freeze: tuple[str, ...] = ()
     batch: int = 8
-    kl: float = 1e-3
+    kl: float = 1e-5
     fit: FitConfig
 
 

@@ -102,7 +102,7 @@ def read(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
 
 def encode(vae: VAE, pictures: Pictures, cache: Path, *, progress: bool = True) -> Latents:
     """The unscaled mean latents (N, C, y, x) of all pictures, kept in `cache` under a hash of both."""
-    digest = hashlib.sha256(np.ascontiguousarray(pictures))
+    digest = hashlib.sha256(np.ascontiguousarray(pictures).data)
     for parameter in vae.encoder.parameters():
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
     path = cache / f"latents-{digest.hexdigest()[:16]}.npy"

@@ -11,7 +11,7 @@ from qkv.models.vae import VAE
 from qkv.train.loop import Loss
 
 
-def autoencoding(vae: VAE, pictures: Tensor, generator: torch.Generator, *, kl: float = 1e-3) -> Loss:
+def autoencoding(vae: VAE, pictures: Tensor, generator: torch.Generator, *, kl: float = 1e-5) -> Loss:
     """Latent diffusion (2112.10752), eq. 25, with L1 distances of the pictures, of their edges and of their colours
     seen from afar in place of the perceptual and adversarial losses, which need networks of their own.
 

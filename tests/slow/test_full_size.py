@@ -27,6 +27,20 @@ pytestmark = pytest.mark.slow
 THREADS, TOLERANCE = 2, 1e-4
 
 
+# Not the children's ru_maxrss: across exec it keeps the peak of the process that was forked, this one.
+DRAW = """
+import atexit, os, re
+from pathlib import Path
+
+@atexit.register
+def tell():
+    Path(os.environ["PEAK"]).write_text(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+from qkv.cli import main
+main()
+"""
+
+
 @pytest.fixture(autouse=True)
 def two_threads():
     before = torch.get_num_threads()
@@ -98,13 +112,11 @@ def test_a_picture_to_its_end(tmp_path):
     draw = ["draw", "a castle in a forest", "--model", str(tmp_path / "random"), "--steps", "2", "--size", "512x512"]
     draw += ["--seed", "7", "--threads", str(THREADS), "-o", str(tmp_path / "castle.png")]
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", "from qkv.cli import main; main()", *draw])
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 2**20
+    subprocess.run([sys.executable, "-c", DRAW, *draw], check=True, env=os.environ | {"PEAK": str(tmp_path / "peak")})
+    seconds, peak = time.perf_counter() - start, int((tmp_path / "peak").read_text()) / 2**20
     print(f"\nqkv draw, 512 x 512, 2 steps, {size:.2f} GiB of weights: {seconds:.0f} s, peak {peak:.2f} GiB resident")
-    assert os.waitstatus_to_exitcode(status) == 0
     with Image.open(tmp_path / "castle.png") as picture:
         assert picture.size == (512, 512)
         low, high = picture.convert("L").getextrema()
         assert low < high
-    assert peak < size + 4
+    assert peak < 2 * size

@@ -1,0 +1,84 @@
+"""The three recipes of emblem, one after the other on a tiny data set, down to a drawn picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qkv import draw
+from qkv.data import emblem
+from qkv.data.emblem import EmblemData
+from qkv.data.items import Item, Words
+from qkv.errors import ConfigError
+from qkv.train import clip
+from qkv.train.recipes import run
+
+COLOURS = {"red": (220, 20, 20), "green": (20, 160, 40), "blue": (30, 60, 220), "black": (0, 0, 0)}
+
+
+def squares() -> EmblemData:
+    items, pictures = [], np.full((8, 128, 128, 3), 255, np.uint8)
+    for row in range(8):
+        name, colour = list(COLOURS.items())[row % 4]
+        pictures[row, 32:96, 32:96] = colour
+        items.append(
+            Item(
+                row=row, style="flat", icon=str(row), concept=name, base=name, name=name, keywords=(), group="objects",
+                subgroup="", tone="", gender="", colours=(name,), split="validation" if row > 5 else "train",
+                weight=1.0, words={"de": Words(f"{name} auf Deutsch", (), "")},
+            )
+        )  # fmt: skip
+    return EmblemData(pictures=pictures, items=items)
+
+
+FIT = ["fit.steps=2", "fit.log_every=1", "fit.sample_every=1", "fit.save_every=1", "fit.optim.warmup=1", "batch=4"]
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("QKV_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(emblem, "load", squares)
+    monkeypatch.setattr(clip, "wordnet_glosses", lambda: [("cat", "a small animal; it purrs"), ("sun", "a star")])
+    monkeypatch.setattr(
+        clip, "vectors", lambda teacher, texts, cache, progress: np.eye(len(texts), 32, dtype=np.float16)
+    )
+    return tmp_path
+
+
+def test_the_recipes_make_a_model_that_draws(home: Path) -> None:
+    recipes, runs = Path(__file__).parents[2] / "recipes", home / "runs"
+    small_vae = ["model.dims=[8, 16, 16, 16]", "model.groups=4"]
+    run(recipes / "emblem-autoencoder.toml", [*FIT, *small_vae], folder=runs / "vae", progress=False)
+    assert (runs / "vae/samples/00000002.png").is_file()
+    assert (runs / "vae/loss.png").is_file()
+
+    small_clip = ["text.dim=32", "text.heads=2", "text.layers=1", "vision.layers=1", "vocab=600", "texts=4"]
+    run(recipes / "emblem-clip.toml", [*FIT, *small_clip], folder=runs / "clip", progress=False)
+
+    parts = [f'autoencoder="{runs}/vae/model"', f'clip="{runs}/clip/model"', "model.memory_dim=32"]
+    small_unet = ["model.dims=[16, 16, 32]", "model.heads=[2, 2, 2]", "model.groups=8"]
+    made = run(recipes / "emblem-unet.toml", [*FIT, *parts, *small_unet], folder=runs / "unet", progress=False)
+    assert made.steps == 2
+    assert len(list((home / "home/data/latents").glob("*.npy"))) == 1
+
+    (picture,) = draw("red, flat style", model=runs / "unet/model", steps=2, seed=1)
+    assert picture.image.size == (128, 128)
+
+    more = [*FIT[1:], "fit.steps=3", *parts, *small_unet]
+    assert run(recipes / "emblem-unet.toml", more, folder=runs / "unet", resume=True, progress=False).steps == 3
+    with pytest.raises(ConfigError, match="uncaptioned=0.5 was 0.1"):
+        run(recipes / "emblem-unet.toml", [*more, "uncaptioned=0.5"], folder=runs / "unet", resume=True, progress=False)
+
+
+def test_wrong_recipes_are_named(home: Path) -> None:
+    file = home / "a.toml"
+    for text, message in (
+        ("", "names no task"),
+        ('task = "autoencode"', "unknown task 'autoencode'; did you mean autoencoder"),
+        ('task = "autoencoder"\n[fit]\nstep = 5', "unknown key 'fit.step'; did you mean fit.steps"),
+        ('task = "autoencoder"\n[fit]\nsteps = "5"', "fit.steps='5' is not a whole number"),
+        ('task = "autoencoder"\nfreeze = ["x"]\n[fit]\nsteps = 1', "freeze='x' is the start of no parameter's name"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            run(file, folder=home / "run", progress=False)
