@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -274,7 +275,9 @@ def test_every_verb_takes_the_shared_options(qkv: Callable[..., Ran], verb: str)
 
 def process(*arguments: object, **options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "qkv.cli", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background of a shell ignores it
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, preexec_fn=heard, **pipes, **options)
 
 
 def test_help_and_the_package_import_no_torch(tmp_path: Path) -> None:

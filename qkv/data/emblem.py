@@ -8,7 +8,6 @@ tones (a third of the toned ones, all alike), dark variants, icons that their se
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import sys
@@ -27,7 +26,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qkv import config
+from qkv import config, registry
 from qkv.data import raster, splits
 from qkv.data.concepts import Concept, Emojibase
 from qkv.data.items import Item, Words
@@ -105,11 +104,8 @@ def notice() -> str:
 
 
 def data_folder(home: Path | None = None) -> Path:
-    """Where the data set lies: under `home`, else $QKV_HOME, $XDG_CACHE_HOME/qkv or ~/.cache/qkv."""
-    if home is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        home = Path(os.environ.get("QKV_HOME") or cache / "qkv")
-    return home / "data" / "emblem"
+    """Where the data set lies: under `home`, else in the user's data home."""
+    return (home or registry.home()) / "data" / "emblem"
 
 
 def load(home: Path | None = None) -> EmblemData:

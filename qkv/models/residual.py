@@ -1,26 +1,10 @@
-"""The convolutional parts that a U-Net and an autoencoder share: norm, residual block, resampling, pixels.
+"""The convolutional parts that a U-Net and an autoencoder share: residual block, resampling, attention over pixels.
 
 DDPM (2006.11239), appendix B, in the form of latent diffusion (2112.10752). Pictures are (B, C, Y, X).
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-SMALL = 1024  # pixels
-
-
-class GroupNorm(nn.GroupNorm):
-    """PyTorch's, around its slow case: on a CPU, small channels-last inputs take 3 to 5 times longer in bfloat16
-    than in float32 (docs/log.md)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, ...), any size."""
-        narrow_on_cpu = x.device.type == "cpu" and x.dtype is torch.bfloat16
-        if not narrow_on_cpu or x.shape[2:].numel() >= SMALL or torch.is_grad_enabled():
-            return super().forward(x)
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 class Residual(nn.Module):
@@ -28,10 +12,10 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, *, groups: int, eps: float, time_dim: int | None = None):
         super().__init__()
-        self.norm1 = GroupNorm(groups, channels, eps=eps)
+        self.norm1 = nn.GroupNorm(groups, channels, eps=eps)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.time = nn.Linear(time_dim, out_channels) if time_dim is not None else None
-        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qkv.core.position import sinusoidal
 from qkv.core.stack import Stack, StackConfig
 from qkv.errors import ConfigError
-from qkv.models.residual import Downsample, GroupNorm, Residual, Upsample, to_pixels, to_tokens
+from qkv.models.residual import Downsample, Residual, Upsample, to_pixels, to_tokens
 from qkv.models.vae import check_convolutional
 
 
@@ -70,7 +70,7 @@ class PixelTransformer(nn.Module):
 
     def __init__(self, dim: int, heads: int, config: UNetConfig) -> None:
         super().__init__()
-        self.norm = GroupNorm(config.groups, dim, eps=1e-6)
+        self.norm = nn.GroupNorm(config.groups, dim, eps=1e-6)
         self.enter = nn.Linear(dim, dim)
         self.stack = Stack(
             StackConfig(
@@ -159,7 +159,7 @@ class UNet(nn.Module):
                 below = dim
             self.up.append(Up(residuals, self._transformers(i, c.layers + 1), Upsample(dim) if i else None))
 
-        self.norm = GroupNorm(c.groups, dims[0], eps=c.norm_eps)
+        self.norm = nn.GroupNorm(c.groups, dims[0], eps=c.norm_eps)
         self.leave = nn.Conv2d(dims[0], c.out_channels, 3, padding=1)
 
     def _residual(self, channels: int, out_channels: int) -> Residual:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qkv.core.attention import Attention
 from qkv.errors import ConfigError
-from qkv.models.residual import Downsample, GroupNorm, Residual, Upsample, to_pixels, to_tokens
+from qkv.models.residual import Downsample, Residual, Upsample, to_pixels, to_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class PixelAttention(nn.Module):
 
     def __init__(self, channels: int, config: VAEConfig) -> None:
         super().__init__()
-        self.norm = GroupNorm(config.groups, channels, eps=config.norm_eps)
+        self.norm = nn.GroupNorm(config.groups, channels, eps=config.norm_eps)
         self.attention = Attention(channels, heads=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class Encoder(nn.Module):
             residuals = [_residual(before if j == 0 else dim, dim, config) for j in range(config.layers)]
             self.levels.append(Level(residuals, Downsample(dim, symmetric=False) if i < len(dims) - 1 else None))
         self.middle = Middle(config)
-        self.norm = GroupNorm(config.groups, dims[-1], eps=config.norm_eps)
+        self.norm = nn.GroupNorm(config.groups, dims[-1], eps=config.norm_eps)
         self.leave = nn.Conv2d(dims[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class Decoder(nn.Module):
             before = dims[max(i - 1, 0)]
             residuals = [_residual(before if j == 0 else dim, dim, config) for j in range(config.layers + 1)]
             self.levels.append(Level(residuals, Upsample(dim) if i < len(dims) - 1 else None))
-        self.norm = GroupNorm(config.groups, dims[-1], eps=config.norm_eps)
+        self.norm = nn.GroupNorm(config.groups, dims[-1], eps=config.norm_eps)
         self.leave = nn.Conv2d(dims[-1], config.channels, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:

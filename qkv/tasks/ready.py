@@ -15,6 +15,7 @@ from qkv import registry
 from qkv.config import build
 from qkv.errors import CheckpointError
 from qkv.models.latent_diffusion import LatentDiffusion
+from qkv.models.packed import can_pack, pack
 from qkv.weights.diffusers import load_latent_diffusion
 from qkv.weights.folder import Folder
 
@@ -38,7 +39,10 @@ class Ready(NamedTuple):
 
 
 def load(model: str | Path = "emblem", *, device: str = "auto", dtype: str = "auto") -> LatentDiffusion:
-    """The model of that name or in that folder, for drawing. Raises NotFoundError, CheckpointError, ConfigError."""
+    """The model of that name or in that folder, for drawing only: its weights may be laid out for this processor.
+
+    Raises NotFoundError, CheckpointError, ConfigError.
+    """
     place = devices.find_device(device)
     return make_ready(model, place, devices.find_dtype(dtype, place)).model
 
@@ -62,8 +66,11 @@ def _load(path: Path, stamp: tuple[tuple[str, int, int], ...], device: torch.dev
             f"{path}: the tokenizer has {model.tokenizer.vocab} tokens, its text encoder {model.text.config.vocab}"
         )
     model.text.to(device)
-    for network in (model.unet, model.vae):
-        network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.vae.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if can_pack(device, dtype):
+        pack(model.unet)
+    else:
+        model.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     defaults = build(Defaults, folder.json("qkv.json"), "qkv.json") if folder.has("qkv.json") else Defaults()
     return Ready(model, defaults, _fingerprint(folder))
 

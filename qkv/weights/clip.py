@@ -134,12 +134,18 @@ def clip_configs(published: Mapping[str, Any]) -> tuple[TextConfig, VisionConfig
     return text_config(published["text_config"], proj_dim), build(VisionConfig, vision, "vision_config")
 
 
-def load_clip(folder: Folder, *, dtype: torch.dtype | None = None, variant: str | None = None) -> CLIP:
-    """Both towers from a CLIPModel folder."""
+def load_clip(
+    folder: Folder, *, texts: Folder | None = None, dtype: torch.dtype | None = None, variant: str | None = None
+) -> CLIP:
+    """Both towers from a CLIPModel folder. `texts` is a pipeline folder that keeps the text tower as its
+    `text_encoder`, for a folder that was saved without it."""
     text, vision = clip_configs(folder.json("config.json"))
     with torch.device("meta"):
         clip = CLIP(text, vision)
-    load_weights(clip, BOTH.ours(folder.tensors(variant=variant)), dtype=dtype)
+    tensors = BOTH.ours(folder.tensors(variant=variant))
+    if texts is not None:
+        tensors |= {f"text.{name}": tensor for name, tensor in TEXT.ours(texts.tensors("text_encoder")).items()}
+    load_weights(clip, tensors, dtype=dtype)
     return clip.eval()
 
 
@@ -154,8 +160,10 @@ def published_clip(clip: CLIP) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config | towers, BOTH.published(export_weights(clip))
 
 
-def save_clip(clip: CLIP, folder: Path) -> None:
-    """Writes config.json and model.safetensors of a CLIPModel."""
+def save_clip(clip: CLIP, folder: Path, *, text_elsewhere: bool = False, dtype: torch.dtype | None = None) -> None:
+    """Writes config.json and model.safetensors of a CLIPModel; with `text_elsewhere` without its text tower, which a
+    pipeline keeps already."""
     config, tensors = published_clip(clip)
+    kept = {name: tensor for name, tensor in tensors.items() if not (text_elsewhere and name.startswith("text_model."))}
     write_json(folder / "config.json", config)
-    write_tensors(folder, "model", tensors)
+    write_tensors(folder, "model", {name: tensor.to(dtype).contiguous() for name, tensor in kept.items()})

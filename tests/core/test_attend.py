@@ -15,7 +15,7 @@ from qkv.core.attention import attend, attention_weights
 
 PATHS = ["fused", "gradient", "long"]  # the last two are special only in bf16
 NEVER = torch.tensor(-torch.inf, dtype=torch.float64)
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2**-8}
 
 
 def formula(q, k, v, *, bias=None, causal=False, scale=None):
@@ -27,6 +27,13 @@ def formula(q, k, v, *, bias=None, causal=False, scale=None):
         scores = scores.where(bias, NEVER) if bias.dtype is torch.bool else scores + bias
     raised = torch.exp(scores - scores.detach().amax(-1, keepdim=True).clamp_min(-1e300))
     return raised / raised.sum(-1, keepdim=True).clamp_min(1e-300) @ v
+
+
+def tolerance(q, k, bias=None, scale=None, **_):
+    """A score that is rounded moves its weight by as much as the score is large: bf16's plain formula rounds them."""
+    size = q.double().norm(dim=-1).max() * k.double().norm(dim=-1).max() * (scale or q.shape[-1] ** -0.5)
+    added = 0 if bias is None or bias.dtype is torch.bool else bias.double().nan_to_num(0, neginf=0).abs().max()
+    return TOLERANCE[q.dtype] * float(4 + (size + added).detach())
 
 
 @contextmanager
@@ -49,7 +56,7 @@ def cases(draw):
     bias = torch.randn(shape, generator=generator)
     kind = draw(st.sampled_from(["none", "bool", "float", "-inf"]))
     bias = {"none": None, "bool": bias > 0, "float": bias, "-inf": bias.masked_fill(bias > 0, -torch.inf)}[kind]
-    settings = {"bias": bias, "causal": draw(st.booleans()), "scale": draw(st.sampled_from([None, 0.3, 1.0]))}
+    settings = {"bias": bias, "causal": draw(st.booleans()), "scale": draw(st.sampled_from([None, 0.3]))}
     return q, k, v, settings
 
 
@@ -69,7 +76,7 @@ def test_every_path_equals_the_formula(name, dtype, case):
     assert got.dtype is dtype
     assert got.shape == expected.shape
     for result in (got, weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)):
-        assert (result.double() - expected).abs().max() <= TOLERANCE[dtype] * v.double().abs().max()
+        assert (result.double() - expected).abs().max() <= tolerance(q, k, **options) * v.double().abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -77,18 +84,19 @@ def test_every_path_equals_the_formula(name, dtype, case):
 @given(case=cases())
 def test_gradient_equals_float64(dtype, case):
     q, k, v, options = case
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     generator = torch.Generator().manual_seed(0)
     pull = torch.randn(q.shape, generator=generator)
     if options["bias"] is not None and options["bias"].dtype is not torch.bool:
         options["bias"] = options["bias"].to(dtype)
-    ours = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+    ours = [x.clone().requires_grad_() for x in (q, k, v)]
     theirs = [x.detach().double().requires_grad_() for x in ours]
     got = torch.autograd.grad((attend(*ours, **options) * pull.to(dtype)).sum(), ours)
     expected = torch.autograd.grad((formula(*theirs, **options) * pull.to(dtype).double()).sum(), theirs)
     size = max(float(x.abs().max()) for x in expected)
     for ours_, theirs_ in zip(got, expected):
         assert ours_.isfinite().all()
-        assert (ours_.double() - theirs_).abs().max() <= 3 * TOLERANCE[dtype] * max(size, 1)
+        assert (ours_.double() - theirs_).abs().max() <= 2 * tolerance(q, k, **options) * max(size, 1)
 
 
 def test_gradcheck():

@@ -1,5 +1,6 @@
 """CLIP against transformers: the text tower in its three published kinds, the picture tower, and both together."""
 
+import copy
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from qkv.errors import ConfigError
+from qkv.errors import CheckpointError, ConfigError
 from qkv.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from qkv.weights.clip import (
     BOTH,
@@ -197,6 +198,21 @@ def test_text_tower_comes_back(kind, parity, tmp_path):
     for key in before.keys() - {"_name_or_path", "projection_dim"}:
         assert before[key] == after[key], key
     assert load_text_tower(Folder(tmp_path / "ours")).config == ours.config
+
+
+def test_a_pipeline_can_keep_the_text_tower(tmp_path):
+    """emblem's own CLIP is saved without the text tower that its pipeline holds anyway."""
+    torch.manual_seed(0)
+    tower = {"dim": 32, "layers": 1, "heads": 2, "ffn_dim": 64, "proj_dim": 16}
+    clip = CLIP(TextConfig(vocab=50, end=49, **tower), VisionConfig(image_size=16, patch=8, **tower)).eval()
+    alone = copy.deepcopy(clip.text)
+    alone.project = None
+    save_component(tmp_path / "pipeline/text_encoder", published_text_tower(alone))
+    save_clip(clip, tmp_path / "clip", text_elsewhere=True)
+    again = load_clip(Folder(tmp_path / "clip"), texts=Folder(tmp_path / "pipeline"))
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in clip.state_dict().items())
+    with pytest.raises(CheckpointError, match="missing"):
+        load_clip(Folder(tmp_path / "clip"))
 
 
 def test_a_tower_alone_is_no_clip(tmp_path):

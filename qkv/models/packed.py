@@ -1,0 +1,54 @@
+"""Weights in the layout that the processor's kernels want, for drawing on a CPU.
+
+PyTorch keeps a weight in the order of its axes, and oneDNN lays it out anew in every call. Where pictures and batches
+are small that takes longer than the product itself (docs/log.md). `pack` does it once.
+Left out: the fusing of activations into the kernels, which wins little and hides what is computed.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN is here and computes in `dtype`; in float32 PyTorch prefers other kernels, left as they are."""
+    return device.type == "cpu" and dtype is torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@torch.no_grad()
+def pack(network: nn.Module) -> None:
+    """Replaces every Linear and Conv2d inside `network`, one by one, so that hardly any weight is there twice.
+
+    From then on the network only computes: its weights can no longer be moved, converted, trained or saved.
+    """
+    for name, part in network.named_children():
+        if isinstance(part, nn.Linear):
+            setattr(network, name, PackedLinear(part))
+        elif isinstance(part, nn.Conv2d):
+            setattr(network, name, PackedConv2d(part))
+        else:
+            pack(part)
+
+
+class PackedLinear(nn.Module):
+    """x (..., I) -> (..., O)."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach())
+        self.bias = plain.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class PackedConv2d(nn.Module):
+    """(B, C, Y, X) -> (B, O, Y, X), channels-last."""
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        super().__init__()
+        self.shape = (plain.padding, plain.stride, plain.dilation, plain.groups)
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(plain.weight.detach(), *self.shape)
+        self.bias = plain.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.shape, "none", [], "")
