@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from qkv import device as devices
 from qkv import registry
 from qkv.config import build
-from qkv.errors import CheckpointError
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.models.packed import can_pack, pack
 from qkv.weights.diffusers import load_latent_diffusion
@@ -61,16 +60,12 @@ def _load(path: Path, stamp: tuple[tuple[str, int, int], ...], device: torch.dev
     folder = Folder(path)
     with _Uninitialised():
         model = load_latent_diffusion(path, dtype=dtype)
-    if model.tokenizer.vocab > model.text.config.vocab:
-        raise CheckpointError(
-            f"{path}: the tokenizer has {model.tokenizer.vocab} tokens, its text encoder {model.text.config.vocab}"
-        )
     model.text.to(device)
-    model.vae.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if can_pack(device, dtype):
         pack(model.unet)
     else:
         model.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.vae.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     defaults = build(Defaults, folder.json("qkv.json"), "qkv.json") if folder.has("qkv.json") else Defaults()
     return Ready(model, defaults, _fingerprint(folder))
 

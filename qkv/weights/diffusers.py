@@ -297,7 +297,7 @@ def _check_fit(model: LatentDiffusion, path: Path) -> None:
         )
     if model.tokenizer.vocab > text.vocab:
         raise CheckpointError(
-            f"{path}: the tokenizer has ids up to {model.tokenizer.vocab - 1}, its text encoder knows {text.vocab} tokens"
+            f"{path}: the tokenizer has {model.tokenizer.vocab} tokens, the text encoder {text.vocab}; they do not fit"
         )
 
 
