@@ -115,7 +115,7 @@ def test_parts_must_speak_to_each_other(theirs, parity, tmp_path):
     theirs.save_pretrained(tmp_path)
     train_tokenizer(["a dog in a suit, a castle in a forest of trees"] * 9, vocab=545).save(tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
-    with pytest.raises(CheckpointError, match=r"the tokenizer has ids up to .*, its text encoder knows \d+ tokens"):
+    with pytest.raises(CheckpointError, match=r"the tokenizer has \d+ tokens, the text encoder \d+; they do not fit"):
         load_latent_diffusion(tmp_path)
     CLIPTextModel(CLIPTextConfig(**theirs.text_encoder.config.to_dict() | {"hidden_size": 64})).save_pretrained(
         tmp_path / "text_encoder"
