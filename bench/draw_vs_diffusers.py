@@ -168,7 +168,7 @@ def whole(
         starts = take_turns({name: partial(turn, name) for name in commands}, rounds)
         assert Path(path).is_file()
     bare = spread([process.peak for process in processes.pop("torch")]).median
-    return starts, {name: [process.peak - bare for process in found] for name, found in processes.items()}
+    return starts, {name: [process.peak - bare for process in found[1:]] for name, found in processes.items()}
 
 
 def decibels(folder: str, threads: int, options: dict[str, Any], prompts: int) -> list[float]:

@@ -61,6 +61,7 @@ def take_turns(peers: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
 def prepare(threads: int) -> None:
     """The environment that all processes started from here share."""
     os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start would compile the package anew
 
 

@@ -42,13 +42,21 @@ class PackedLinear(nn.Module):
 
 
 class PackedConv2d(nn.Module):
-    """(B, C, Y, X) -> (B, O, Y, X), channels-last."""
+    """(B, C, Y, X) -> (B, O, Y, X), channels-last.
+
+    Laid out at the first call, for the size that comes: the layout for any size takes three times as long on two
+    threads. Other sizes are computed as rightly, not as fast.
+    """
 
     def __init__(self, plain: nn.Conv2d) -> None:
         super().__init__()
         self.shape = (plain.padding, plain.stride, plain.dilation, plain.groups)
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(plain.weight.detach(), *self.shape)
+        self.weight = plain.weight.detach()
         self.bias = plain.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.shape, "none", [], "")
+        weight = self.weight
+        if not weight.is_mkldnn:
+            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.shape, list(x.shape))
+            self.weight = weight  # at once and only when done: another thread may be here too
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.shape, "none", [], "")
