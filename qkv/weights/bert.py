@@ -4,22 +4,17 @@ import torch
 
 from qkv.config import build
 from qkv.models.bert import Bert, BertConfig
-from qkv.weights.configs import Keys
+from qkv.weights.configs import LAYERS, Keys
 from qkv.weights.folder import Folder
 from qkv.weights.load import load_weights
 from qkv.weights.tables import Row, Table
 
 KEYS = Keys(
-    fields={
+    fields=LAYERS
+    | {
         "vocab_size": "vocab",
         "max_position_embeddings": "context",
         "type_vocab_size": "segments",
-        "hidden_size": "dim",
-        "num_hidden_layers": "layers",
-        "num_attention_heads": "heads",
-        "intermediate_size": "ffn_dim",
-        "hidden_act": "activation",
-        "layer_norm_eps": "norm_eps",
     },
     fixed={"model_type": ("bert",), "position_embedding_type": ("absolute",), "is_decoder": (False,)},
 )

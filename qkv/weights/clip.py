@@ -10,21 +10,13 @@ from torch import Tensor
 from qkv.config import build
 from qkv.errors import ConfigError
 from qkv.models.clip import CLIP, TextConfig, TextTower, VisionConfig
-from qkv.weights.configs import Keys, write_json
+from qkv.weights.configs import LAYERS, Keys, write_json
 from qkv.weights.folder import Folder, write_tensors
 from qkv.weights.load import export_weights, load_weights
 from qkv.weights.tables import Row, Table
 
-_TOWER = {
-    "hidden_size": "dim",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "intermediate_size": "ffn_dim",
-    "hidden_act": "activation",
-    "layer_norm_eps": "norm_eps",
-}
 TEXT_KEYS = Keys(
-    fields=_TOWER
+    fields=LAYERS
     | {
         "vocab_size": "vocab",
         "max_position_embeddings": "context",
@@ -36,7 +28,7 @@ TEXT_KEYS = Keys(
     absent={"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "pad_token_id": 1},
 )
 VISION_KEYS = Keys(
-    fields=_TOWER | {"image_size": "image_size", "patch_size": "patch", "num_channels": "channels"},
+    fields=LAYERS | {"image_size": "image_size", "patch_size": "patch", "num_channels": "channels"},
     fixed={"model_type": ("clip_vision_model",)},
     absent={
         "hidden_size": 768,

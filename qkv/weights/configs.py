@@ -14,6 +14,16 @@ from qkv.config import as_dict
 from qkv.errors import ConfigError, OutputError, shorten
 from qkv.weights.files import replacing
 
+# How transformers spells the shape of a stack, in every family that came after BERT.
+LAYERS = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "ffn_dim",
+    "hidden_act": "activation",
+    "layer_norm_eps": "norm_eps",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
