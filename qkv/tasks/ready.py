@@ -1,14 +1,12 @@
 """A model ready to draw: found by name, read, put on its device, and kept in memory for the next request."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from qkv import device as devices
 from qkv import registry
@@ -17,6 +15,7 @@ from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.models.packed import can_pack, pack
 from qkv.weights.diffusers import load_latent_diffusion
 from qkv.weights.folder import Folder
+from qkv.weights.load import sparing_memory
 
 END = 1 << 16  # bytes at either end of a file that its fingerprint looks at
 
@@ -58,28 +57,16 @@ def make_ready(name_or_folder: str | Path, device: torch.device, dtype: torch.dt
 def _load(path: Path, stamp: tuple[tuple[str, int, int], ...], device: torch.device, dtype: torch.dtype) -> Ready:
     """Kept in memory until two others were asked for, or a file of the folder changes, which `stamp` shows."""
     folder = Folder(path)
-    with _Uninitialised():
+    with sparing_memory():
         model = load_latent_diffusion(path, dtype=dtype)
-    model.text.to(device)
-    if can_pack(device, dtype):
-        pack(model.unet)
-    else:
-        model.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.vae.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.text.to(device)
+        if can_pack(device, dtype):
+            pack(model.unet)
+        else:
+            model.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.vae.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     defaults = build(Defaults, folder.json("qkv.json"), "qkv.json") if folder.has("qkv.json") else Defaults()
     return Ready(model, defaults, _fingerprint(folder))
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Modules are made without initial weights. On the meta device these cost no memory, but PyTorch computes a
-    normal distribution there in Python, for which it first imports its compiler: 2 seconds."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.Tensor.normal_ or getattr(func, "__module__", None) == "torch.nn.init":
-            return (kwargs or {}).get("tensor", *args[:1])  # as it is
-        return func(*args, **(kwargs or {}))
 
 
 def _fingerprint(folder: Folder) -> str:

@@ -6,7 +6,7 @@ from qkv.config import build
 from qkv.models.bert import Bert, BertConfig
 from qkv.weights.configs import LAYERS, Keys
 from qkv.weights.folder import Folder
-from qkv.weights.load import load_weights
+from qkv.weights.load import load_module
 from qkv.weights.tables import Row, Table
 
 KEYS = Keys(
@@ -41,7 +41,5 @@ TABLE = Table(
 
 def load_bert(folder: Folder, *, dtype: torch.dtype | None = None) -> Bert:
     """The body of a BertModel folder; its pooler, which sentence vectors do not use, is left out."""
-    with torch.device("meta"):
-        bert = Bert(build(BertConfig, KEYS.ours(folder.json("config.json"))))
-    load_weights(bert, TABLE.ours(folder.tensors()), dtype=dtype)
-    return bert.eval()
+    config = build(BertConfig, KEYS.ours(folder.json("config.json")))
+    return load_module(lambda: Bert(config), TABLE.ours(folder.tensors()), dtype=dtype)

@@ -12,7 +12,7 @@ from qkv.errors import ConfigError
 from qkv.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from qkv.weights.configs import LAYERS, Keys, write_json
 from qkv.weights.folder import Folder, write_tensors
-from qkv.weights.load import export_weights, load_weights
+from qkv.weights.load import export_weights, load_module
 from qkv.weights.tables import Row, Table
 
 TEXT_KEYS = Keys(
@@ -100,10 +100,7 @@ def load_text_tower(
         folder.json(f"{component}/config.json" if component else "config.json"),
         None if projection is None else len(projection),
     )
-    with torch.device("meta"):
-        tower = TextTower(config)
-    load_weights(tower, tensors, dtype=dtype)
-    return tower.eval()
+    return load_module(lambda: TextTower(config), tensors, dtype=dtype)
 
 
 def published_text_tower(tower: TextTower) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -132,13 +129,10 @@ def load_clip(
     """Both towers from a CLIPModel folder. `texts` is a pipeline folder that keeps the text tower as its
     `text_encoder`, for a folder that was saved without it."""
     text, vision = clip_configs(folder.json("config.json"))
-    with torch.device("meta"):
-        clip = CLIP(text, vision)
     tensors = BOTH.ours(folder.tensors(variant=variant))
     if texts is not None:
         tensors |= {f"text.{name}": tensor for name, tensor in TEXT.ours(texts.tensors("text_encoder")).items()}
-    load_weights(clip, tensors, dtype=dtype)
-    return clip.eval()
+    return load_module(lambda: CLIP(text, vision), tensors, dtype=dtype)
 
 
 def published_clip(clip: CLIP) -> tuple[dict[str, Any], dict[str, Tensor]]:

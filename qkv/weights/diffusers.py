@@ -21,7 +21,7 @@ from qkv.text.tokenizer import Tokenizer
 from qkv.weights.clip import load_text_tower, published_text_tower
 from qkv.weights.configs import Keys, write_json
 from qkv.weights.folder import Folder, write_tensors
-from qkv.weights.load import export_weights, load_weights
+from qkv.weights.load import export_weights, load_module
 from qkv.weights.tables import Row, Table, fused, pointwise, same
 
 VERSION = "0.42.1"  # of the diffusers that our folders are tested with
@@ -242,19 +242,16 @@ def published_vae(vae: VAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def load_unet(folder: Folder, *, dtype: torch.dtype | None = None, variant: str | None = None) -> UNet:
     """The U-Net in the folder's `unet`."""
     config = unet_config(folder.json("unet/config.json"))
-    with torch.device("meta"):
-        unet = UNet(config)
-    load_weights(unet, unet_table(config).ours(folder.tensors("unet", variant=variant)), dtype=dtype)
-    return unet.eval()
+    return load_module(
+        lambda: UNet(config), unet_table(config).ours(folder.tensors("unet", variant=variant)), dtype=dtype
+    )
 
 
 def load_vae(folder: Folder, *, dtype: torch.dtype | None = None, variant: str | None = None) -> VAE:
     """The autoencoder in the folder's `vae`."""
     config = vae_config(folder.json("vae/config.json"))
-    with torch.device("meta"):
-        vae = VAE(config)
-    load_weights(vae, VAE_TABLE.ours(folder.tensors("vae", variant=variant)), dtype=dtype)
-    return vae.eval()
+    tensors = VAE_TABLE.ours(folder.tensors("vae", variant=variant))
+    return load_module(lambda: VAE(config), tensors, dtype=dtype)
 
 
 def load_latent_diffusion(

@@ -1,24 +1,68 @@
 """Tensors into a module that was built without memory, and out again.
 
-    with torch.device("meta"):
-        module = UNet(config)
-    load_weights(module, table.ours(folder.tensors("unet")), dtype=torch.bfloat16)
+    unet = load_module(lambda: UNet(config), table.ours(folder.tensors("unet")), dtype=torch.bfloat16)
 
-The module's parameters become the tensors themselves: memory-mapped ones stay on disk until the first forward pass,
-converted ones are made one at a time and what was read for them is dropped at once. So the peak stays at the file's
-size, or the converted size if that is larger, plus one tensor.
+The module is built on the meta device, without initial weights, and its parameters become the tensors themselves:
+memory-mapped ones stay on disk until the first forward pass, converted ones are made one at a time and what was read
+for them is dropped at once. So the peak stays at the file's size, or the converted size if that is larger, plus one
+tensor.
 
 The rule for modules: state is parameters, or buffers that are saved. What can be computed (sinusoids, rotary angles,
 masks) is computed in forward or by a cached function; a buffer with `persistent=False` would stay on meta.
 """
 
-from collections.abc import Mapping
+import ctypes
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from qkv.errors import CheckpointError, shorten
 from qkv.weights.files import release
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def load_module(make: Callable[[], Model], tensors: Mapping[str, Tensor], **options: Any) -> Model:
+    """What `make` makes, with these tensors, ready to compute; the options and errors are those of `load_weights`."""
+    with torch.device("meta"), _Uninitialised():
+        module = make()
+    load_weights(module, tensors, **options)
+    return module.eval()
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Modules are made without initial weights. On the meta device these cost no memory, but PyTorch computes a
+    normal distribution there in Python, for which it first imports its compiler: 2 seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.normal_ or getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", *args[:1])  # as it is
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def sparing_memory() -> Iterator[None]:
+    """Within, what is freed goes back to the system at once: a model that is converted or laid out anew leaves no
+    holes of its own size behind. glibc otherwise keeps up to 32 MiB a piece; elsewhere this does nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(_MMAP_THRESHOLD, 128 << 10)
+    try:
+        yield
+    finally:  # pieces of a forward pass are worth keeping: asking the system each time costs 5 % of the time
+        mallopt(_MMAP_THRESHOLD, 512 << 10)
+        mallopt(_TRIM_THRESHOLD, 4 << 20)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def load_weights(
