@@ -55,7 +55,7 @@ class Recipe:
     """`autoencoder` and `clip` are what recipes 1 and 2 made; `start` a model folder to take the U-Net from.
 
     `uncaptioned`, `foreign` and `unstyled` are the shares of captions that are empty, in another language than
-    English, and silent about the drawing's style.
+    English, and silent about the drawing's style. `tilt` is that of `objectives.denoising`.
     """
 
     model: UNetConfig
@@ -67,6 +67,7 @@ class Recipe:
     uncaptioned: float = 0.1
     foreign: float = 0.1
     unstyled: float = 0.15
+    tilt: float = 1.0
     guidance: float = 4.0
     fit: FitConfig
 
@@ -142,13 +143,14 @@ def train(recipe: Recipe, context: Context) -> Result[UNet]:
     held_ids = read(tokenizer, [captions.plain_caption(item) for item in held]).to(context.device)
     held_latents = torch.from_numpy(latents[[item.row for item in held]].astype(np.float32)).to(context.device)
 
-    def loss(unet: UNet, latent: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(unet: UNet, latent: Tensor, ids: Tensor, generator: torch.Generator, tilt: float = 1.0) -> Tensor:
         with torch.no_grad():
             memory = text(ids)
-        return denoising(lambda x, time: unet(x, time, memory), latent, bar, recipe.noise.prediction, generator)
+        kind = recipe.noise.prediction
+        return denoising(lambda x, time: unet(x, time, memory), latent, bar, kind, generator, tilt=tilt)
 
     def objective(unet: UNet, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Loss:
-        return Loss(loss(unet, *batch, generator))
+        return Loss(loss(unet, *batch, generator, recipe.tilt))
 
     def validate(unet: UNet, step: int) -> dict[str, float]:
         generator = torch.Generator(context.device).manual_seed(0)
