@@ -4,10 +4,24 @@ Memory is laid out once for the longest input; a layer's `extend` writes the new
 a view of all rows up to now.
 """
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
+from qkv.core.attention import KeyValues
 from qkv.errors import InputError
+
+
+class StackCache(Protocol):
+    """What a `Stack` asks of a cache: how many tokens it holds, and the keys and values of each layer."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def layers(self) -> Sequence[KeyValues]: ...
 
 
 class LayerCache:

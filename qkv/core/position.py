@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qkv.core.attention import Rotary
+from qkv.core.stack_config import RotaryScaling
 from qkv.errors import InputError
 
 
@@ -21,12 +22,20 @@ class LearnedPosition(nn.Module):
         self.context, self.offset = context, offset
         self.weight = nn.Parameter(torch.empty(context + offset, dim).normal_(std=0.02))
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """x (B, T, D) plus the vectors of positions start to start+T."""
-        stop = start + x.shape[-2]
+    def forward(self, x: Tensor, start: int = 0, *, positions: Tensor | None = None) -> Tensor:
+        """x (B, T, D) plus the vectors of positions start to start+T, or of `positions` (B, T)."""
+        stop = start + x.shape[-2] if positions is None else int(positions.max()) + 1
         if stop > self.context:
             raise InputError(f"the input has {stop} tokens; this model reads at most {self.context}")
+        if positions is not None:
+            return x + self.weight[self.offset + positions]
         return x + self.weight[self.offset + start : self.offset + stop]
+
+
+def token_positions(mask: Tensor, T: int) -> Tensor:
+    """The positions (B, T) of the last T tokens of a padding mask (B, S), which is True at tokens: padding does not
+    count, and has position 0 itself before the first token."""
+    return (mask.to(torch.long).cumsum(-1) - 1).clamp_min(0)[:, -T:]
 
 
 def sinusoidal(
@@ -45,12 +54,20 @@ def sinusoidal(
     return torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
 
 
-def rotary(positions: Tensor, dim: int, *, base: float = 10_000.0) -> Rotary:
+def rotary(positions: Tensor, dim: int, *, base: float = 10_000.0, scaling: RotaryScaling | None = None) -> Rotary:
     """RoFormer (2104.09864), section 3.2.2: positions (...) -> (cos, sin), each (..., dim), for `Attention`."""
-    rates = base ** -(torch.arange(0, dim, 2, device=positions.device) / dim)
+    rates = 1 / base ** (torch.arange(0, dim, 2, device=positions.device) / dim)
+    if scaling is not None:
+        rates = _stretched(rates, scaling)
     angles = positions[..., None].float() * rates
     angles = torch.cat((angles, angles), dim=-1)  # half-split order, as published checkpoints have it
     return angles.cos(), angles.sin()
+
+
+def _stretched(rates: Tensor, s: RotaryScaling) -> Tensor:
+    turns = s.context * rates / (2 * math.pi)  # within the context of pre-training
+    kept = ((turns - s.low) / (s.high - s.low)).clamp(0, 1)
+    return kept * rates + (1 - kept) * rates / s.factor
 
 
 def alibi_slopes(heads: int) -> Tensor:

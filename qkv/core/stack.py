@@ -1,73 +1,21 @@
-"""A stack of blocks and the configuration that makes it: the body of every model in the album.
+"""A stack of blocks: the body of every model in the album, made by its configuration.
 
-Masks, rotary angles and ALiBi are built here, once a pass, and handed to every layer. Embeddings before
+Masks, windows, rotary angles and ALiBi are built here, once a pass, and handed to every layer. Embeddings before
 the stack and heads after it belong to the models.
 """
-
-import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from qkv.core.attention import Attention
-from qkv.core.block import ACTIVATIONS, Block, FeedForward
-from qkv.core.cache import Cache, padding_bias
-from qkv.core.position import alibi, rotary
-from qkv.errors import ConfigError, unknown
+from qkv.core.attention import Attention, Rotary
+from qkv.core.block import Block, FeedForward
+from qkv.core.cache import StackCache, padding_bias
+from qkv.core.position import alibi, rotary, token_positions
+from qkv.core.stack_config import StackConfig
+
+__all__ = ["Stack", "StackConfig"]
 
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StackConfig:
-    """The shape of a stack. Widths in numbers, `memory_dim` set where the layers cross-attend."""
-
-    dim: int
-    layers: int
-    heads: int
-    ffn_dim: int
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    memory_dim: int | None = None
-    activation: str = "gelu"
-    gated: bool = False
-    bias: bool = True
-    attention_bias: bool = True
-    out_bias: bool = True
-    norm: Literal["layer", "rms"] = "layer"
-    norm_eps: float = 1e-5
-    norm_first: bool = True
-    final_norm: bool = True
-    causal: bool = False
-    position: Literal["none", "rotary", "alibi"] = "none"
-    rotary_base: float = 10_000.0
-
-    def __post_init__(self) -> None:
-        for name in ("dim", "layers", "heads", "ffn_dim", "kv_heads", "head_dim", "memory_dim"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1_000_000:
-                raise ConfigError(f"{name}={value} is out of range; it must be 1 to 1000000")
-        if self.layers > 1_000:
-            raise ConfigError(f"layers={self.layers} is out of range; it must be 1 to 1000")
-        if self.head_dim is None and self.dim % self.heads:
-            raise ConfigError(f"dim={self.dim} is not divisible by heads={self.heads}; set head_dim")
-        if self.kv_heads is not None and self.heads % self.kv_heads:
-            raise ConfigError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}; choose a divisor")
-        if self.activation not in ACTIVATIONS:
-            raise ConfigError(unknown("activation", self.activation, ACTIVATIONS))
-        if not 0 < self.norm_eps < 1:
-            raise ConfigError(f"norm_eps={self.norm_eps} is out of range; it must lie between 0 and 1")
-        if self.position == "rotary" and self.head_width % 2:
-            raise ConfigError(f"head_dim={self.head_width} is odd; rotary positions turn pairs of numbers")
-        if not 0 < self.rotary_base < math.inf:
-            raise ConfigError(f"rotary_base={self.rotary_base} is out of range; it must be above 0 and finite")
-
-    @property
-    def head_width(self) -> int:
-        """K: given, or an equal share of `dim`."""
-        return self.dim // self.heads if self.head_dim is None else self.head_dim
 
 
 class Stack(nn.Module):
@@ -84,15 +32,17 @@ class Stack(nn.Module):
 
     def _attention(self, memory_dim: int | None) -> Attention:
         c = self.config
-        kv_heads = None if memory_dim else c.kv_heads
         return Attention(
             c.dim,
             c.heads,
-            kv_heads=kv_heads,
+            kv_heads=None if memory_dim else c.kv_heads,
             head_dim=c.head_dim,
             memory_dim=memory_dim,
             bias=c.attention_bias,
             out_bias=c.out_bias,
+            scale=c.scale,
+            q_norm=self._norm(c.head_width) if c.qk_norm else None,
+            k_norm=self._norm(c.head_width) if c.qk_norm else None,
         )
 
     def _block(self) -> Block:
@@ -104,6 +54,7 @@ class Stack(nn.Module):
             norm=self._norm,
             memory_attention=self._attention(c.memory_dim) if c.memory_dim else None,
             norm_first=c.norm_first,
+            parallel=c.parallel,
         )
 
     def forward(
@@ -113,21 +64,40 @@ class Stack(nn.Module):
         *,
         mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: StackCache | None = None,
     ) -> Tensor:
         """x (B, T, D); `mask` (B, S) and `memory_mask` are True at tokens, False at padding; `cache` grows by T."""
         c = self.config
-        T, seen = x.shape[-2], cache.length if cache is not None else 0
-        S = seen + T
-        bias = padding_bias(mask) if mask is not None else None
-        turn = None
-        if c.position == "rotary":
-            turn = rotary(torch.arange(seen, S, device=x.device), c.head_width, base=c.rotary_base)
-        elif c.position == "alibi":
-            slope = alibi(c.heads, T, S, device=x.device)
-            bias = slope if bias is None else slope.masked_fill(~bias, -torch.inf)
+        S = x.shape[-2] + (cache.length if cache is not None else 0)
+        turn = self._turn(x, S, mask) if c.position == "rotary" else None
+        biases = {window: self._bias(x, S, mask, window) for window in set(c.windows)}
         memory_bias = padding_bias(memory_mask) if memory_mask is not None else None
-        for i, block in enumerate(self.blocks):
+        for i, (block, window) in enumerate(zip(self.blocks, c.layer_windows)):
+            bias = biases[window]
             layer = cache.layers[i] if cache is not None else None
-            x = block(x, memory, bias=bias, memory_bias=memory_bias, causal=c.causal, rotary=turn, cache=layer)
+            causal = c.causal and bias is None  # a bias has it in already
+            x = block(x, memory, bias=bias, memory_bias=memory_bias, causal=causal, rotary=turn, cache=layer)
         return x if self.norm is None else self.norm(x)
+
+    def _turn(self, x: Tensor, S: int, mask: Tensor | None) -> Rotary:
+        c = self.config
+        if mask is None:
+            positions = torch.arange(S - x.shape[-2], S, device=x.device)  # (T,)
+        else:
+            positions = token_positions(mask, x.shape[-2])[:, None]  # (B, 1, T)
+        return rotary(positions, c.rotary_width, base=c.rotary_base, scaling=c.rotary_scaling)
+
+    def _bias(self, x: Tensor, S: int, mask: Tensor | None, window: int | None) -> Tensor | None:
+        """All that shapes a layer's scores, causality too, as one bias; None where that is causality alone."""
+        c, T = self.config, x.shape[-2]
+        seen = None if mask is None else padding_bias(mask)  # (B, 1, 1, S)
+        if window is not None and window < S:
+            near = torch.ones(T, S, dtype=torch.bool, device=x.device).triu(S - T - window + 1)
+            seen = near if seen is None else seen & near
+        if c.causal and T > 1 and (T < S or seen is not None or c.position == "alibi"):
+            past = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
+            seen = past if seen is None else seen & past
+        if c.position != "alibi":
+            return seen
+        slope = alibi(c.heads, T, S, device=x.device).to(x.dtype)  # (H, T, S)
+        return slope if seen is None else slope.masked_fill(~seen, -torch.inf)

@@ -12,7 +12,8 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from qkv.core.attention import rotate
-from qkv.core.position import LearnedPosition, alibi, alibi_slopes, rotary, sinusoidal
+from qkv.core.position import LearnedPosition, alibi, alibi_slopes, rotary, sinusoidal, token_positions
+from qkv.core.stack_config import RotaryScaling
 from qkv.errors import InputError
 
 
@@ -48,6 +49,20 @@ def test_rotary_is_llamas(base):
     turn = rotary(positions, 16, base=base)
     for got, right in zip((rotate(q, turn), rotate(k, turn)), expected):
         torch.testing.assert_close(got, right, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("context", [16, 64, 512])
+def test_scaled_rotary_is_llamas(context):
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope = {"rope_type": "llama3", "rope_theta": 1000.0, "original_max_position_embeddings": context, **scaling}
+    config = LlamaConfig(hidden_size=256, num_attention_heads=4, rope_parameters=rope)
+    positions = torch.arange(0, 40, 3)
+    expected = LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None])
+    got = rotary(positions, 64, base=1000.0, scaling=RotaryScaling(factor=8.0, low=1.0, high=4.0, context=context))
+    for ours, right in zip(got, expected):
+        torch.testing.assert_close(ours, right[0], atol=1e-5, rtol=0)
+    plain = rotary(positions, 64, base=1000.0)
+    assert not torch.allclose(got[0], plain[0], atol=1e-2)
 
 
 @given(start=st.integers(0, 500), shift=st.integers(0, 500))
@@ -87,3 +102,14 @@ def test_learned_positions():
     assert position(x, start=3).equal(x + position.weight[5:8])
     with pytest.raises(InputError, match="the input has 7 tokens; this model reads at most 6"):
         position(x, start=4)
+    at = torch.tensor([[0, 0, 1], [3, 4, 5]])
+    assert position(x, positions=at)[0].equal(x[0] + position.weight[[2, 2, 3]])
+    assert position(x, positions=at)[1].equal(x[1] + position.weight[5:8])
+    with pytest.raises(InputError, match="the input has 7 tokens"):
+        position(x, positions=at + 1)
+
+
+def test_padding_has_no_positions():
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    assert token_positions(mask, 4).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    assert token_positions(mask.bool(), 1).tolist() == [[1], [3]]

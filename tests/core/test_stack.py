@@ -10,6 +10,7 @@ from torch import nn
 from qkv.core.attention import Attention
 from qkv.core.block import ACTIVATIONS, Block, FeedForward
 from qkv.core.cache import Cache
+from qkv.core.record import record
 from qkv.core.stack import Stack, StackConfig
 from qkv.errors import ConfigError
 
@@ -115,6 +116,18 @@ def positioned(position: str, **more) -> Stack:
     )
 
 
+@torch.no_grad()
+def test_windows_are_taken_layer_by_layer():
+    """Two layers with windows of 1 and 3: the second sees two tokens back, the first only itself."""
+    stack, x = positioned("none", windows=(1, 3)), torch.randn(1, 6, DIM)
+    with record(stack, weights=True) as out:
+        stack(x)
+    first, second = (out[f"blocks.{i}.attention.weights"][0] for i in (0, 1))  # (H, T, S)
+    assert first.equal(torch.eye(6).expand_as(first))
+    seen = torch.ones(6, 6).tril().triu(-2).bool()
+    assert ((second > 0) == seen).all()
+
+
 @pytest.mark.parametrize("position", ["none", "rotary", "alibi"])
 @torch.no_grad()
 def test_cached_equals_full(position):
@@ -163,6 +176,7 @@ def test_positions_matter():
         ({"activation": "guelu"}, "unknown activation 'guelu'; did you mean gelu"),
         ({"position": "rotary", "head_dim": 5}, "head_dim=5 is odd"),
         ({"position": "rotary", "rotary_base": math.nan}, "rotary_base=nan is out of range"),
+        ({"windows": (2,)}, "windows has 2, but only a causal stack has windows; set causal"),
     ],
 )
 def test_configurations_that_cannot_be(given, message):

@@ -6,6 +6,8 @@ never weaken either.
 """
 
 import copy
+import functools
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from qkv.core.record import first_difference, record
+from qkv.weights.decoder import FAMILIES, load_decoder
+from qkv.weights.folder import Folder
 from qkv.weights.load import load_weights
 from qkv.weights.tables import Table
 
@@ -56,7 +60,8 @@ def agree(ours: nn.Module, theirs: nn.Module, run_ours: Run, run_theirs: Run, ta
     """Fails unless both agree to 1e-5 in float32, or to 1e-6 in float64 where the reference's own float32 is too far
     from it. With `table` the message names the first layer that differs, and norms must have the same epsilon, which
     hardly shows in numbers as large as these."""
-    names = counterparts(table, theirs) if table is not None else {}
+    modules = dict(ours.named_modules())  # without a head that is tied to the embedding
+    names = {name: of for name, of in counterparts(table, theirs).items() if name in modules} if table else {}
     for name, published in names.items():
         mine, other = (
             getattr(model.get_submodule(of), "eps", None) for model, of in ((ours, name), (theirs, published))
@@ -86,3 +91,73 @@ def agree(ours: nn.Module, theirs: nn.Module, run_ours: Run, run_theirs: Run, ta
 @pytest.fixture(scope="session")
 def parity() -> SimpleNamespace:
     return SimpleNamespace(strong=strong, adopt=adopt, counterparts=counterparts, gap=gap, agree=agree)
+
+
+SHAPE = {
+    **{"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96},
+    **{"vocab_size": 50, "max_position_embeddings": 32},
+}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+DECODERS = {  # name -> transformers' model_type and what its configuration has beyond its defaults
+    "gpt2": ("gpt2", {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 50, "n_positions": 32}),
+    "gpt-neo": (
+        "gpt_neo",
+        {"hidden_size": 64, "num_layers": 4, "num_heads": 4, "vocab_size": 50, "max_position_embeddings": 32}
+        | {"attention_types": [[["global", "local"], 2]], "window_size": 4},
+    ),
+    "bloom": ("bloom", {"hidden_size": 64, "n_layer": 3, "n_head": 4, "vocab_size": 50}),
+    "bloom, 6 heads": ("bloom", {"hidden_size": 96, "n_layer": 3, "n_head": 6, "vocab_size": 50}),
+    "llama 2": ("llama", SHAPE),
+    "llama 3": (
+        "llama",
+        SHAPE | {"num_key_value_heads": 2, "rope_parameters": LLAMA3 | {"original_max_position_embeddings": 16}},
+    ),
+    "llama, biased": ("llama", SHAPE | {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu_new"}),
+    "smollm2": (
+        "llama",
+        SHAPE
+        | {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 2, "tie_word_embeddings": True}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}, "rms_norm_eps": 1e-5},
+    ),
+    "mistral": ("mistral", SHAPE | {"num_key_value_heads": 2, "sliding_window": 4, "head_dim": 8}),
+    "qwen 2.5": ("qwen2", SHAPE | {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "qwen 2.5, windows": (
+        "qwen2",
+        SHAPE | {"num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
+    "qwen 3": ("qwen3", SHAPE | {"num_key_value_heads": 2, "head_dim": 32}),
+    "pythia": ("gpt_neox", SHAPE),
+    "neox, one after the other": (
+        "gpt_neox",
+        SHAPE | {"use_parallel_residual": False, "tie_word_embeddings": True, "rotary_pct": 0.5},
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SimpleNamespace]:
+    """By the names of DECODERS: transformers' model with strong weights (`theirs`), the folder it saved, ours out of
+    that folder, and the table of names."""
+    transformers = pytest.importorskip("transformers")
+
+    @functools.cache
+    def make(name: str) -> SimpleNamespace:
+        model_type, options = DECODERS[name]
+        ends = {"bos_token_id": 0, "eos_token_id": 1}
+        config = transformers.AutoConfig.for_model(model_type, **options, **ends)
+        theirs = strong(transformers.AutoModelForCausalLM.from_config(config))
+        if model_type == "gpt_neo":  # it takes its scores in float32 even where it runs in float64
+            module = sys.modules[type(theirs).__module__]
+            vars(module)["torch"] = SimpleNamespace(**{**vars(torch), "float32": torch.float64})
+        folder = tmp_path_factory.mktemp("decoder") / "theirs"
+        theirs.save_pretrained(folder)
+        ours = load_decoder(Folder(folder))
+        table = FAMILIES[model_type].table(ours.config)
+        return SimpleNamespace(ours=ours, theirs=theirs, folder=folder, table=table, model_type=model_type)
+
+    return make
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "any_decoder" in metafunc.fixturenames:
+        metafunc.parametrize("any_decoder", DECODERS)

@@ -1,0 +1,48 @@
+"""GPT-NeoX-20B (2204.06745) and Pythia (2304.01373) as transformers publishes them: a quarter of each head turns,
+attention and feed-forward read the same input, q, k and v are stacked by heads."""
+
+from qkv.models.decoder_config import DecoderConfig
+from qkv.weights.configs import Keys
+from qkv.weights.family import FIELDS, Family, Published, by_heads, read_rotary, write_rotary
+from qkv.weights.tables import Row, Table
+
+
+def _table(config: DecoderConfig) -> Table:
+    block, layer = "stack.blocks.{}", "gpt_neox.layers.{}"
+    qkv = tuple(f"{block}.attention.{part}.{{}}" for part in "qkv")
+    return Table(
+        [
+            ("token.weight", "gpt_neox.embed_in.weight"),
+            ("stack.norm.{}", "gpt_neox.final_layer_norm.{}"),
+            Row(("head.weight",), "embed_out.weight", ("lm_head.weight",)),
+            (f"{block}.attention_norm.{{}}", f"{layer}.input_layernorm.{{}}"),
+            Row(qkv, f"{layer}.attention.query_key_value.{{}}", transform=by_heads(config.heads)),
+            (f"{block}.attention.out.{{}}", f"{layer}.attention.dense.{{}}"),
+            (f"{block}.ffn_norm.{{}}", f"{layer}.post_attention_layernorm.{{}}"),
+            (f"{block}.ffn.up.{{}}", f"{layer}.mlp.dense_h_to_4h.{{}}"),
+            (f"{block}.ffn.down.{{}}", f"{layer}.mlp.dense_4h_to_h.{{}}"),
+        ],
+        ignored=[f"{layer}.attention.{name}" for name in ("bias", "masked_bias", "rotary_emb.inv_freq")],
+    )
+
+
+def _write(config: DecoderConfig) -> Published:
+    rotary = write_rotary(config)
+    share = config.stack.rotary_width / config.stack.head_width
+    return {"rotary_emb_base": rotary["rope_theta"], "rotary_pct": share, "rope_scaling": rotary["rope_scaling"]}
+
+
+NEOX = Family(
+    architecture="GPTNeoXForCausalLM",
+    keys=Keys(
+        fields=FIELDS | {"use_parallel_residual": "parallel"},
+        fixed={"model_type": ("gpt_neox",), "attention_bias": (True,)},
+        absent={"vocab_size": 50_432, "max_position_embeddings": 2048, "hidden_size": 6144, "num_hidden_layers": 44}
+        | {"num_attention_heads": 64, "intermediate_size": 24_576},
+    ),
+    values={"activation": "gelu", "position": "rotary", "parallel": True, "tied": False},
+    table=_table,
+    read=lambda published: read_rotary(published, share=0.25),
+    write=_write,
+    aliases={"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"},
+)

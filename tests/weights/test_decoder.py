@@ -1,0 +1,94 @@
+"""What our own decoders can be published as, without asking transformers."""
+
+import json
+
+import pytest
+import torch
+
+from qkv.errors import ConfigError, NotFoundError
+from qkv.models.decoder import Decoder
+from qkv.models.decoder_config import DecoderConfig
+from qkv.models.presets import PRESETS
+from qkv.weights.decoder import FAMILIES, load_decoder, published_config, save_decoder
+from qkv.weights.family import by_heads, explicit
+from qkv.weights.folder import Folder
+
+SMALL = {"vocab": 20, "context": 8, "dim": 16, "layers": 4, "heads": 2, "ffn_dim": 24}
+LLAMA = {"norm": "rms", "gated": True, "activation": "silu", "bias": False, "attention_bias": False} | {
+    "out_bias": False,
+    "position": "rotary",
+}
+FITS = [
+    ({}, "gpt2"),
+    ({"tied": False, "activation": "relu"}, "gpt2"),
+    ({"scale": 1.0, "attention_bias": False, "windows": (None, 3)}, "gpt_neo"),
+    ({"position": "alibi", "embed_norm": True, "ffn_dim": 64}, "bloom"),
+    (LLAMA, "llama"),
+    (LLAMA | {"head_dim": 4, "kv_heads": 1}, "llama"),
+    (LLAMA | {"windows": (5,)}, "mistral"),
+    (LLAMA | {"attention_bias": True}, "qwen2"),
+    (LLAMA | {"attention_bias": True, "windows": (None, None, 5, 5)}, "qwen2"),
+    (LLAMA | {"qk_norm": True}, "qwen3"),
+    (LLAMA | {"qk_norm": True, "windows": (5, None)}, "qwen3"),
+    ({"position": "rotary", "rotary_dim": 2, "activation": "gelu", "parallel": True}, "gpt_neox"),
+    ({"position": "rotary", "activation": "gelu"}, "gpt_neox"),
+]
+
+
+@pytest.mark.parametrize(("values", "family"), FITS)
+@torch.no_grad()
+def test_saved_and_loaded(values, family, tmp_path):
+    decoder = Decoder(DecoderConfig(**SMALL | values)).eval()
+    save_decoder(decoder, tmp_path)
+    published = json.loads((tmp_path / "config.json").read_text())
+    assert published["model_type"] == family
+    assert published["architectures"] == [FAMILIES[family].architecture]
+    assert published["dtype"] == "float32"
+    again = load_decoder(Folder(tmp_path))
+    assert again.config == explicit(decoder.config)
+    ids = torch.arange(8)[None]
+    assert again(ids).equal(decoder(ids))
+    for name, tensor in decoder.state_dict().items():
+        assert again.state_dict()[name].equal(tensor), name
+
+
+NOWHERE = [
+    (DecoderConfig(**SMALL, windows=(None, 3)), r"gpt2 models are not published with windows=\(None, 3\)"),
+    (DecoderConfig(**SMALL, position="none"), "gpt2 models are not published with position=none"),
+    (DecoderConfig(**SMALL | LLAMA | {"scale": 0.5}), "scale="),
+    (DecoderConfig(**SMALL | LLAMA | {"qk_norm": True, "windows": (4, 5)}), "windows="),
+    (DecoderConfig(**SMALL | LLAMA | {"rotary_dim": 2}), "rotary_dim=2"),
+    (PRESETS["gpt3-small"], "windows="),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), NOWHERE)
+def test_what_nobody_publishes_is_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        published_config(config)
+
+
+def test_a_family_that_is_asked_for():
+    config = DecoderConfig(**SMALL | LLAMA)
+    assert published_config(config)["model_type"] == "llama"
+    assert published_config(config, "mistral")["model_type"] == "mistral"
+    with pytest.raises(ConfigError, match="qwen3 models are not published with qk_norm=False"):
+        published_config(config, "qwen3")
+    with pytest.raises(NotFoundError, match="unknown family 'lama'; did you mean llama"):
+        published_config(config, "lama")
+
+
+def test_published_presets():
+    assert published_config(PRESETS["pythia-160m"])["rotary_pct"] == 0.25
+
+
+@pytest.mark.parametrize("heads", [1, 3, 4])
+@pytest.mark.parametrize("shape", [(36, 5), (36,)])
+def test_projections_stacked_by_heads(heads, shape):
+    tensor = torch.arange(36)[:, None].expand(36, 5) if len(shape) == 2 else torch.arange(36)
+    q, k, v = by_heads(heads).split(tensor)
+    width = 36 // 3 // heads
+    for i, part in enumerate((q, k, v)):
+        rows = part[:, 0] if part.ndim == 2 else part
+        assert rows.tolist() == [h * 3 * width + i * width + j for h in range(heads) for j in range(width)]
+    assert by_heads(heads).fuse([q, k, v]).equal(tensor)
