@@ -148,6 +148,7 @@ IMPOSSIBLE = {
         ({"head_dim": 7}, "head_dim=7 is odd"),
         ({"head_dim": HUGE}, "head_dim=1000000000000 is out of range"),
         ({"rms_norm_eps": math.inf}, "norm_eps=inf is not a finite number"),
+        ({"rms_norm_eps": 10**400}, "is not a finite number"),
         ({"max_position_embeddings": HUGE}, "context=1000000000000 is out of range"),
         ({"rope_theta": 0}, "rotary_base=0.0 is out of range"),
         ({"rope_theta": NAN}, "rotary_base=nan is not a finite number"),
