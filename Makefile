@@ -1,18 +1,21 @@
 # make draw PROMPT="a dog in a suit"    from a bare clone to a picture
+# make chat                             from a bare clone to a talk; with PROMPT="..." one answer
 # make test                             lint, types and the whole suite
 #
 # PIP_ARGS goes to every pip call, for example an index of CPU-only wheels of PyTorch (README, Install).
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
-PROMPT ?= a dog in a suit
 export PROMPT
 
-.PHONY: draw test lint types suite slow clean
+.PHONY: draw chat test lint types suite slow clean
 
 draw: .venv/installed
-	@.venv/bin/qkv draw "$$PROMPT"
+	@.venv/bin/qkv draw "$${PROMPT:-a dog in a suit}"
 	@echo 'Go on with:  . .venv/bin/activate  and then  qkv draw "a red apple, 3d style" --count 4  or  qkv --help' >&2
+
+chat: .venv/installed
+	@.venv/bin/qkv chat $${PROMPT:+"$$PROMPT"}
 
 test: lint types suite
 

@@ -1,6 +1,7 @@
 """Names are looked up, never joined to paths."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -34,8 +35,10 @@ def test_listing(home: Path, shipped: Path) -> None:
     (home / "models" / "no model").mkdir()
     place(home, "emblem")  # cannot take the place of the shipped one
     assert registry.listing() == [
-        registry.Model("emblem", shipped, len(INDEX), "Apache-2.0", shipped=True),
-        registry.Model("mine", mine, (mine / "README.md").stat().st_size + len(INDEX), "mit", shipped=False),
+        registry.Model("emblem", shipped, "pictures", len(INDEX), "Apache-2.0", shipped=True),
+        registry.Model(
+            "mine", mine, "pictures", (mine / "README.md").stat().st_size + len(INDEX), "mit", shipped=False
+        ),
     ]
 
 
@@ -67,10 +70,66 @@ def test_no_name_becomes_a_path(home: Path, shipped: Path, name: str) -> None:
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("name", ["/none/of/it", "a\0b", "x" * 10_000, "none", "emblen"])
+@pytest.mark.parametrize("name", ["/none/of/it", "a\0b", "x" * 10_000, "none", "emblen", "", "smollm2"])
 def test_resolve_of_what_is_not_here(home: Path, shipped: Path, name: str) -> None:
     with pytest.raises(NotFoundError):
         registry.resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        ({"model_index.json": "{}", "modules.json": "[]"}, "pictures"),
+        ({"a.gguf": "GGUF"}, "text"),
+        ({"config.json": '{"architectures": ["LlamaForCausalLM"]}'}, "text"),
+        ({"config.json": '{"architectures": ["GPT2LMHeadModel"]}'}, "text"),
+        ({"config.json": '{"architectures": ["BertForMaskedLM"]}'}, "fill"),
+        ({"config.json": '{"architectures": ["BertModel"]}', "modules.json": "[]"}, "embeddings"),
+        ({"config.json": '{"architectures": []}'}, "other"),
+        ({"config.json": "[" * 100_000}, "other"),
+        ({"config.json": "no JSON"}, "other"),
+        ({"config.json": '{"architectures": ["BertModel"]}', "source.json": '{"kind": "text"}'}, "text"),
+    ],
+)
+def test_kinds(home: Path, files: dict[str, str], kind: str) -> None:
+    folder = home / "models" / "mine"
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    assert [model.kind for model in registry.listing() if not model.shipped] == [kind]
+
+
+def test_what_is_hidden_or_half_there_is_no_model(home: Path) -> None:
+    place(home, ".pull-abc")
+    (home / "models" / "empty").mkdir()
+    (home / "models" / "file").touch()
+    assert all(model.shipped for model in registry.listing())
+
+
+def test_known_rows() -> None:
+    assert set(registry.DEFAULTS.values()) <= {*registry.SHIPPED, *registry.KNOWN}
+    for name, row in registry.KNOWN.items():
+        assert name not in registry.SHIPPED
+        assert name == Path(name).name
+        assert row.licence
+        hashes = [row.wheel.sha256, *(file.sha256 for file in row.files)]
+        assert all(re.fullmatch("[0-9a-f]{64}", text) for text in hashes)
+        assert len(set(hashes)) == len(hashes)
+        paths = [Path(file.path) for file in row.files]
+        assert all(not path.is_absolute() and ".." not in path.parts for path in paths)
+        assert any(path.name.startswith("LICENSE") for path in paths)
+        assert registry.CONFIG in map(str, paths) or [path for path in paths if path.suffix == ".gguf"]
+        assert row.bytes == sum(file.bytes for file in row.files) > 10**6
+
+
+def test_a_known_model_that_is_not_here(home: Path) -> None:
+    for find in (registry.named, registry.resolve):
+        with pytest.raises(NotFoundError, match="smollm2 is not here yet; run: qkv pull smollm2"):
+            find("smollm2")
+    with pytest.raises(NotFoundError, match="did you mean smollm2"):
+        registry.named("smolm2")
+    assert registry.here("smollm2") is None
+    assert registry.here("") is None
 
 
 def test_remove(home: Path, shipped: Path, tmp_path: Path) -> None:
