@@ -1,0 +1,312 @@
+"""What a language tokenizer is made of, and where it is read from: a published folder, or the metadata of a GGUF file.
+
+A folder has tokenizer.json, or GPT-2's vocab.json and merges.txt; tokenizer_config.json and special_tokens_map.json
+name the control tokens, generation_config.json and config.json the ids that end an answer. Of tokenizer.json only data
+is taken: vocabulary, merges, added tokens, and rules that `words` knows. Files are bounded before they are read.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import models, pre_tokenizers, processors
+
+from qkv.errors import CheckpointError, OutputError, shorten
+from qkv.text.words import Rules, byte_rules, gguf_rules, json_rules
+
+MAX_BYTES = 24 << 20  # a file of the folder; the longest published ones that are read here have 17 MB
+MAX_ID = 1 << 24
+
+# The bytes of a byte-level vocabulary, by how they are spelled: as themselves where that is printable, the others as
+# letters from U+0100 on.
+_ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+BYTE_OF = dict(zip(_ALPHABET, sorted(range(256), key=lambda byte: (chr(byte) not in _ALPHABET, byte))))
+_NEEDED_BYTES = {9, 10, 13, *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1)}
+
+_CONTROL = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
+_NORMAL, _UNKNOWN, _CONTROLS, _USER, _UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type
+_ENDS = {"<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """A token beside the merged ones. `lstrip` and `rstrip`: it swallows the space before or after it."""
+
+    id: int
+    content: str
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+    @property
+    def control(self) -> bool:
+        return self.special or _CONTROL.fullmatch(self.content) is not None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Vocabulary:
+    """Token -> id, the merges in their order, the rules of cutting, and the tokens that are not merged.
+
+    `stops`: ids that end an answer. `adds_bos`: every text that the model has seen began with `bos`. Raises
+    CheckpointError where the parts do not fit together.
+    """
+
+    ids: dict[str, int]
+    merges: Sequence[tuple[str, str]]
+    rules: Rules
+    added: Sequence[Added] = ()
+    bos: str | None = None
+    eos: str | None = None
+    stops: frozenset[int] = field(default_factory=frozenset)
+    adds_bos: bool = False
+
+    def __post_init__(self) -> None:
+        for token, id in self.ids.items():
+            if type(id) is not int or not 0 <= id < MAX_ID:
+                raise CheckpointError(f"the id of {shorten(repr(token))} is {shorten(repr(id))}; ids count from 0")
+        if len(set(self.ids.values())) != len(self.ids):
+            raise CheckpointError("two tokens of the vocabulary have the same id; get the tokenizer again")
+        if self.rules.spelling == "bytes":
+            needed = [symbol for symbol, byte in BYTE_OF.items() if byte in _NEEDED_BYTES]
+        else:
+            needed = [f"<0x{byte:02X}>" for byte in range(256)]
+        if missing := [symbol for symbol in needed if symbol not in self.ids]:
+            some = ", ".join(map(repr, missing[:10]))
+            raise CheckpointError(f"the vocabulary has no token for {len(missing)} bytes: {some}; get it again")
+
+    def byte_pairs(self, ids: dict[str, int]) -> models.BPE:
+        """The merging model over some of the tokens. CheckpointError for a merge that is not among them."""
+        pieces = {"byte_fallback": True, "fuse_unk": True} if self.rules.spelling == "pieces" else {}
+        try:
+            return models.BPE(vocab=ids, merges=self.merges, ignore_merges=self.rules.ignore_merges, **pieces)
+        except Exception as error:  # the library raises no narrower one
+            raise CheckpointError(f"vocabulary and merges do not fit together: {shorten(str(error))}") from error
+
+
+def assemble(ids: dict[str, int], added: Iterable[Added], **parts: Any) -> Vocabulary:
+    """A Vocabulary whose added tokens are among `ids`, and whose bos, eos and ends of turns count as such even where
+    a file forgets to say so."""
+    found = {token.content: token for token in added}
+    for name in (parts.get("bos"), parts.get("eos")):
+        if name in ids and name not in found:
+            found[name] = Added(id=ids[name], content=name, special=True)
+    ids |= {token.content: token.id for token in found.values()}
+    ends = {token.id for token in found.values() if token.content in _ENDS or token.content == parts.get("eos")}
+    stops = frozenset(ends | set(parts.pop("stops", ())) & set(ids.values()))
+    named = {key: name if name in ids else None for key, name in parts.items() if key in ("bos", "eos")}
+    return Vocabulary(ids=ids, added=tuple(found.values()), stops=stops, **parts | named)
+
+
+def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
+    """From the keys `tokenizer.ggml.*`. CheckpointError for what is missing, broken or not known."""
+    given = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+    if (model := given.get("model")) != "gpt2":
+        raise CheckpointError(f"tokenizer.ggml.model is {shorten(repr(model))}; only 'gpt2' (byte-level) is read")
+    rules = gguf_rules(str(given.get("pre")))
+    tokens, merges, kinds = (given.get(key) for key in ("tokens", "merges", "token_type"))
+    if not isinstance(tokens, list) or not isinstance(merges, list):
+        raise CheckpointError("tokenizer.ggml has no tokens and merges; get the file again")
+    ids = {token: id for id, token in enumerate(tokens)}
+    if len(ids) != len(tokens):
+        raise CheckpointError("tokenizer.ggml.tokens has a token twice; get the file again")
+    kinds = [_NORMAL] * len(tokens) if kinds is None else np.ravel(kinds).tolist()
+    if len(kinds) != len(tokens):
+        raise CheckpointError(f"tokenizer.ggml has {len(tokens)} tokens, but {len(kinds)} of their types")
+    names = [tokens[id] for id, kind in enumerate(kinds) if kind in (_UNKNOWN, _CONTROLS, _USER)]
+    added = [Added(id=ids[name], content=name, special=kinds[ids[name]] != _USER) for name in names]
+
+    def token(key: str) -> str | None:
+        id = given.get(f"{key}_token_id")
+        if id is None:
+            return None
+        if not isinstance(id, int) or not 0 <= id < len(tokens):
+            raise CheckpointError(f"tokenizer.ggml.{key}_token_id={shorten(repr(id))} is no token's id")
+        return str(tokens[id])
+
+    return assemble(
+        {name: id for name, id in ids.items() if kinds[id] != _UNUSED},
+        added,
+        merges=_pairs(merges),
+        rules=rules,
+        bos=token("bos"),
+        eos=token("eos"),
+        stops=[given[key] for key in ("eot_token_id", "eom_token_id") if isinstance(given.get(key), int)],
+        # As llama.cpp takes it where the key is absent.
+        adds_bos=bool(given.get("add_bos_token", given.get("pre") in ("llama-bpe", "tekken"))),
+    )
+
+
+def read_folder(folder: Path) -> Vocabulary:
+    """From a published folder. CheckpointError names the file that is missing, broken or not known."""
+    config = read_json(folder / "tokenizer_config.json")
+    control = read_json(folder / "special_tokens_map.json") | config
+    bos, eos = _name(control.get("bos_token")), _name(control.get("eos_token"))
+    file = folder / "tokenizer.json"
+    begins = False
+    if file.is_file():
+        values = _parse(file)
+        ids, merges = _model(values, file)
+        added = _added(values.get("added_tokens"), file)
+        begins = _begins_with(values.get("post_processor"), bos)
+    else:
+        file = folder / "vocab.json"
+        ids, values = _parse(file), {}
+        lines = read_text(folder / "merges.txt").splitlines()
+        merges = [line for line in lines if line and not line.startswith("#version")]
+        added = [Added(id=ids[name], content=name, special=True) for name in ("<|endoftext|>",) if name in ids]
+        bos, eos = (name or "<|endoftext|>" for name in (bos, eos))
+    told = config.get("add_bos_token")
+    ends = (read_json(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json"))
+    try:
+        return assemble(
+            ids,
+            added,
+            merges=_pairs(merges),
+            rules=json_rules(values) if values else byte_rules(),
+            bos=bos,
+            eos=eos,
+            stops=[id for given in ends for id in (given if isinstance(given, list) else [given]) if type(id) is int],
+            adds_bos=told if isinstance(told, bool) else begins,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def write_folder(vocabulary: Vocabulary, folder: Path) -> None:
+    """tokenizer.json, tokenizer_config.json and generation_config.json, as transformers reads them. OutputError."""
+    rules = vocabulary.rules
+    backend = tokenizers.Tokenizer(vocabulary.byte_pairs(vocabulary.ids))
+    if rules.normalizer is not None:
+        backend.normalizer = rules.normalizer
+    if rules.words is not None:
+        backend.pre_tokenizer = rules.words
+    backend.decoder = rules.decoder
+    for token in sorted(vocabulary.added, key=lambda token: token.id):
+        backend.add_tokens([backend_token(token)])
+    if vocabulary.adds_bos and vocabulary.bos is not None:
+        begin = (vocabulary.bos, vocabulary.ids[vocabulary.bos])
+        single = f"{vocabulary.bos} $A"
+        backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=[begin])
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": vocabulary.bos,
+        "eos_token": vocabulary.eos,
+        "add_bos_token": vocabulary.adds_bos,
+        "clean_up_tokenization_spaces": False,
+    }
+    texts = {
+        "tokenizer.json": backend.to_str(),
+        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False),
+        "generation_config.json": json.dumps({"eos_token_id": sorted(vocabulary.stops)}, indent=2),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text + "\n", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise OutputError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+
+
+def backend_token(token: Added) -> tokenizers.AddedToken:
+    """As Hugging Face's library has it."""
+    return tokenizers.AddedToken(
+        token.content,
+        special=token.special,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        single_word=token.single_word,
+        normalized=token.normalized,
+    )
+
+
+def _pairs(merges: list[Any]) -> list[tuple[str, str]]:
+    """Merges are "left right", or in newer files two texts; symbols hold no space."""
+    pairs: list[Any] = [
+        tuple(merge.split(" ") if isinstance(merge, str) else merge if isinstance(merge, list) else ())
+        for merge in merges
+    ]
+    for pair, merge in zip(pairs, merges):
+        if len(pair) != 2:
+            raise CheckpointError(f"the merge {shorten(repr(merge))} is not two symbols; get the tokenizer again")
+    return pairs
+
+
+def _model(values: Mapping[str, Any], file: Path) -> tuple[dict[str, int], list[Any]]:
+    """Vocabulary and merges of a tokenizer.json."""
+    match values.get("model"):
+        case {"vocab": dict(ids), "merges": list(merges), **rest} if rest.get("type", "BPE") == "BPE":
+            odd = [key for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if rest.get(key)]
+            if odd:
+                raise CheckpointError(f"{file}: {odd[0]} is not what language models have; is it another tokenizer?")
+            return ids, merges
+        case {"type": kind} if kind != "BPE":
+            raise CheckpointError(f"{file} is a {shorten(str(kind))} model; only BPE is read")
+    raise CheckpointError(f"{file} has no vocab and merges; get it again")
+
+
+def _added(tokens: object, file: Path) -> list[Added]:
+    found = []
+    for token in tokens if isinstance(tokens, list) else []:
+        match token:
+            case {"id": int(id), "content": str(content)} if content and type(id) is int:
+                flags = ("special", "lstrip", "rstrip", "single_word", "normalized")
+                found.append(Added(id=id, content=content, **{flag: token.get(flag) is True for flag in flags}))
+            case _:
+                raise CheckpointError(f"{file} has an added token that is none: {shorten(repr(token))}")
+    return found
+
+
+def _begins_with(processor: object, bos: str | None) -> bool:
+    """Whether a text's ids begin with bos: its template is [bos, the text]."""
+    match processor:
+        case {"type": "Sequence", "processors": list(parts)}:
+            return any(_begins_with(part, bos) for part in parts)
+        case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": first}}, *_]}:
+            return bos is not None and first == bos
+    return False
+
+
+def _name(token: object) -> str | None:
+    match token:
+        case str(name) | {"content": str(name)}:
+            return name
+    return None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of bounded size, empty if there is none. CheckpointError."""
+    return _parse(file) if file.is_file() else {}
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not JSON: {shorten(str(error))}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} holds no JSON object; get it again")
+    return values
+
+
+def read_text(file: Path) -> str:
+    """A text file of bounded size. CheckpointError."""
+    if not file.is_file():  # a pipe or a device would never end
+        raise CheckpointError(f"{file} is not there; a tokenizer has tokenizer.json, or vocab.json and merges.txt")
+    try:
+        with file.open("rb") as stream:
+            size = stream.seek(0, 2)
+            if size > MAX_BYTES:
+                raise CheckpointError(f"{file} has {size:,} bytes; a tokenizer's files have at most {MAX_BYTES:,}")
+            stream.seek(0)
+            return stream.read(MAX_BYTES).decode()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file} is not UTF-8 text; get it again") from error
