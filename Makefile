@@ -8,7 +8,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
 export PROMPT
 
-.PHONY: draw chat test lint types suite slow clean
+.PHONY: draw chat test lint types suite slow peers clean
 
 draw: .venv/installed
 	@.venv/bin/qkv draw "$${PROMPT:-a dog in a suit}"
@@ -32,6 +32,12 @@ suite: .venv/installed-dev
 slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow
 
+# llama.cpp for bench/text_vs_peers.py: built for this machine, and the wheel that brings its server.
+peers:
+	$(PYTHON) -m venv .venv-peers
+	CMAKE_ARGS=-DGGML_NATIVE=ON .venv-peers/bin/python -m pip --disable-pip-version-check install --quiet \
+		-c constraints.txt $(PIP_ARGS) llama-cpp-python xllamacpp
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -45,4 +51,4 @@ slow: .venv/installed-dev
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers build *.egg-info .mypy_cache .pytest_cache .ruff_cache
