@@ -348,9 +348,9 @@ def main() -> None:
             share = spread(peaks["qkv"]).median / size
             verdict = "met" if share <= 1.3 else "missed"
             others = ", ".join(f"{name} {spread(each).median:.0f}" for name, each in peaks.items() if name != "qkv")
-            there = f"{size:.0f} (peers: {others})"
+            beside = f"{size:.0f} (peers: {others})"
             title = "peak above `import torch`: MiB"
-            rows.append([title, spread(peaks["qkv"]), "file", there, f"{share:.2f} of it", f"at most 1.3: {verdict}"])
+            rows.append([title, spread(peaks["qkv"]), "file", beside, f"{share:.2f} of it", f"at most 1.3: {verdict}"])
     head = ["", "qkv", "against", "there", "better by", "aim"]
     report(results | {"quality": quality}, [table(head, rows), quality], as_json=asked.json)
 
