@@ -1,9 +1,11 @@
-"""Generative AI on one attention core: from a prompt to a picture.
+"""Generative AI on one attention core: from a prompt to a picture or a text.
 
     import qkv
 
     picture = qkv.draw("a dog in a suit", seed=7)[0]
     picture.save("dog.png")
+    print(qkv.chat("What is the capital of France?").text)
+    print(qkv.complete("def factorial(n):", max_tokens=60).text)
 
 Importing the package imports nothing else; torch comes with the first name that needs it.
 """
@@ -22,11 +24,22 @@ if TYPE_CHECKING:
         QkvError,
     )
     from qkv.registry import listing
+    from qkv.sample.tokens import Sampling
+    from qkv.tasks.chat import ChatRequest, Conversation, achat, achatting, chat, chatting
+    from qkv.tasks.complete import CompleteRequest, acomplete, acompleting, complete, completing
     from qkv.tasks.draw import Progress, draw, drawing
+    from qkv.tasks.embed import embed
     from qkv.tasks.export import export
+    from qkv.tasks.fill import fill
+    from qkv.tasks.language import Language, load_language
+    from qkv.tasks.options import Options
     from qkv.tasks.picture import Picture, Settings
     from qkv.tasks.ready import load
     from qkv.tasks.request import Request
+    from qkv.tasks.shots import Shot, read_shots
+    from qkv.tasks.writing import Completion, Piece, Text, Token
+    from qkv.text.chat import Message
+    from qkv.weights.pull import pull
 
 _HOMES = {
     "qkv.errors": (
@@ -44,26 +57,86 @@ _HOMES = {
     "qkv.tasks.picture": ("Picture", "Settings"),
     "qkv.tasks.ready": ("load",),
     "qkv.tasks.request": ("Request",),
+    "qkv.tasks.chat": (
+        "ChatRequest",
+        "Conversation",
+        "achat",
+        "achatting",
+        "chat",
+        "chatting",
+    ),
+    "qkv.tasks.complete": (
+        "CompleteRequest",
+        "acomplete",
+        "acompleting",
+        "complete",
+        "completing",
+    ),
+    "qkv.tasks.language": (
+        "Language",
+        "load_language",
+    ),
+    "qkv.tasks.options": ("Options",),
+    "qkv.tasks.shots": (
+        "Shot",
+        "read_shots",
+    ),
+    "qkv.tasks.writing": (
+        "Completion",
+        "Piece",
+        "Text",
+        "Token",
+    ),
+    "qkv.sample.tokens": ("Sampling",),
+    "qkv.text.chat": ("Message",),
+    "qkv.weights.pull": ("pull",),
+    "qkv.tasks.embed": ("embed",),
+    "qkv.tasks.fill": ("fill",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ChatRequest",
     "CheckpointError",
+    "CompleteRequest",
+    "Completion",
     "ConfigError",
+    "Conversation",
     "InputError",
+    "Language",
+    "Message",
     "MissingDependencyError",
     "NotFoundError",
+    "Options",
     "OutputError",
     "Picture",
+    "Piece",
     "Progress",
     "QkvError",
     "Request",
+    "Sampling",
     "Settings",
+    "Shot",
+    "Text",
+    "Token",
+    "achat",
+    "achatting",
+    "acomplete",
+    "acompleting",
+    "chat",
+    "chatting",
+    "complete",
+    "completing",
     "draw",
     "drawing",
+    "embed",
     "export",
+    "fill",
     "listing",
     "load",
+    "load_language",
+    "pull",
+    "read_shots",
 ]
 
 

@@ -1,17 +1,31 @@
-"""A tiny pipeline folder with strong random weights: every part of Stable Diffusion at 32 x 32 pixels."""
+"""A tiny pipeline folder with strong random weights: every part of Stable Diffusion at 32 x 32 pixels; and a language
+model of paper that says what a script says."""
 
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from qkv.engine.engine import Engine
+from qkv.engine.runner import Chunk
+from qkv.models.bert import Bert, BertConfig
 from qkv.models.clip import TextConfig, TextTower
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.models.noise import NoiseConfig
 from qkv.models.unet import UNet, UNetConfig
 from qkv.models.vae import VAE, VAEConfig
+from qkv.tasks.language import Language
+from qkv.text.bert import learn_wordpiece
+from qkv.text.chat import ChatTemplate
+from qkv.text.language import LanguageTokenizer
+from qkv.text.learn import learn_bpe
 from qkv.text.tokenizer import train_tokenizer
+from qkv.text.vocabulary import Added, assemble
+from qkv.weights.bert import save_bert
 from qkv.weights.diffusers import save_latent_diffusion
 
 TEXTS = [
@@ -73,3 +87,103 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("QKV_HOME", str(folder))
     return folder
+
+
+# The language model of paper: byte by byte, so that every character arrives in pieces.
+
+WORDS = "return the name of a thing, and return it again: the thing\n" * 5
+PLAIN = 280  # tokens; the control tokens come behind them
+CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def paper_tokenizer(control: Sequence[str] = CONTROL) -> LanguageTokenizer:
+    learnt = learn_bpe(WORDS, PLAIN).vocabulary
+    added = [Added(id=PLAIN + i, content=content, special=True) for i, content in enumerate(control)]
+    return LanguageTokenizer(
+        assemble(dict(learnt.ids), added, merges=learnt.merges, rules=learnt.rules, bos=CONTROL[0], eos=CONTROL[0])
+    )
+
+
+class ScriptRunner:
+    """After a text that ends with a key of `script`, and part of what it stands for, comes the next byte of that."""
+
+    def __init__(self, script: Mapping[str, str], known: LanguageTokenizer, context: int) -> None:
+        self.vocab, self.context, self.page, self.pages, self.page_bytes = known.vocab + 13, context, 4, 400, 1000
+        self.script, self.tokenizer = script, known
+        self.paper = np.full((self.pages, self.page), -1)
+        self.steps = 0
+
+    def step(self, chunks: Sequence[Chunk]) -> list[np.ndarray]:
+        self.steps += 1
+        for chunk in chunks:
+            for row, token in enumerate(chunk.ids, chunk.start):
+                self.paper[chunk.table[row // self.page], row % self.page] = token
+        return [self._logits(chunk) for chunk in chunks if chunk.wanted]
+
+    def _logits(self, chunk: Chunk) -> np.ndarray:
+        read, stop = self.paper[list(chunk.table)].ravel(), chunk.start + len(chunk.ids)
+        return np.stack([self.row(read[: i + 1].tolist()) for i in range(stop - chunk.wanted, stop)])
+
+    def row(self, ids: list[int]) -> np.ndarray:
+        logits = np.random.default_rng(ids).standard_normal(self.vocab).astype(np.float32)
+        logits[self.tokenizer.vocab :] = -50  # padding
+        text = b"".join(map(self.tokenizer.token_bytes, ids))
+        for key, said in self.script.items():
+            _, found, after = text.rpartition(key.encode())
+            if found and said.encode().startswith(after):
+                rest = said.encode()[len(after) :]
+                ends = self.tokenizer.token_bytes
+                token = next(i for i in range(PLAIN) if ends(i) == rest[:1]) if rest else PLAIN + 2
+                logits[token] += 20
+                break
+        return logits
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Language]:
+    """Makes a model of that script the one that is loaded, whatever name is asked for."""
+
+    def make(script: Mapping[str, str], *, context: int = 300, control: Sequence[str] = CONTROL, **parts) -> Language:
+        known = paper_tokenizer(control)
+        runner = ScriptRunner(script, known, context)
+        parts = {"load_template": lambda: ChatTemplate(TEMPLATE)} | parts
+        language = Language(name="paper", tokenizer=known, engine=Engine(runner), **parts)
+        monkeypatch.setattr("qkv.tasks.options.load_language", lambda *given, **options: language)
+        return language
+
+    return make
+
+
+# A reader of paper: a BERT of a few thousand weights with its own vocabulary.
+
+SENTENCES = [
+    "a dog in a suit",
+    "dogs playing poker",
+    "a red cat and a blue fish",
+    "an astronaut riding a horse on mars",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes the folder of one, with strong random weights: `kind` is Bert or MaskedBert, `said` the files of a sentence
+    encoder, by name."""
+
+    def make(kind: type[nn.Module] = Bert, said: Mapping[str, object] | None = None, **shape: object) -> Path:
+        tokenizer = learn_wordpiece(SENTENCES, 60)
+        size = {"dim": 32, "layers": 2, "heads": 2, "ffn_dim": 48, "context": 40} | shape
+        model = kind(BertConfig(vocab=tokenizer.vocab, **size)).eval()
+        strengthen(model, 5)
+        folder = tmp_path_factory.mktemp("bert") / "reader"
+        save_bert(model, folder)
+        tokenizer.save(folder)
+        for name, values in (said or {}).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(json.dumps(values))
+        return folder
+
+    return make

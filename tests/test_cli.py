@@ -204,7 +204,7 @@ def test_models(qkv: Callable[..., Ran], home: Path, tiny: Path) -> None:
     found = [json.loads(line) for line in qkv("models", "--json").out.splitlines()]
     mine = next(model for model in found if model["name"] == "mine")
     assert (mine["licence"], mine["path"], mine["shipped"]) == ("mit", str(home / "models" / "mine"), False)
-    assert re.search(r"^mine +\d+\.\d MB  mit ", qkv("models").out, re.MULTILINE)
+    assert re.search(r"^mine +pictures +\d+\.\d MB  mit ", qkv("models").out, re.MULTILINE)
     assert qkv("draw", "a dog", "--model", "mine", "--steps", 2, "-o", "a.png").code == 0
     assert qkv("models", "rm", "mine").out == f"{home / 'models' / 'mine'}\n"
     assert "mine" not in qkv("models").out
@@ -266,7 +266,10 @@ def test_notice(qkv: Callable[..., Ran]) -> None:
     assert "licence" in qkv("data", "emblem", "--notice").out
 
 
-@pytest.mark.parametrize("verb", ["draw", "export", "train", "models", "models rm", "data emblem", "eval emblem"])
+VERBS = ["draw", "chat", "complete", "pull", "export", "train", "models", "models rm", "data emblem", "eval emblem"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_takes_the_shared_options(qkv: Callable[..., Ran], verb: str) -> None:
     text = qkv(*verb.split(), "--help").out
     for option in ("--device", "--dtype", "--threads", "--offline", "--json"):
@@ -288,7 +291,7 @@ def test_help_and_the_package_import_no_torch(tmp_path: Path) -> None:
         "try: main(sys.argv[1:])\n"
         "finally: print(sorted({'torch', 'numpy', 'rich', 'PIL'} & set(sys.modules)), file=sys.stderr)\n"
     )
-    for arguments in ([], ["--help"], ["draw", "--help"]):
+    for arguments in ([], ["--help"], ["draw", "--help"], ["chat", "--help"]):
         ran = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tmp_path)
         assert ran.stderr.splitlines()[-1] == "[]"
         assert not arguments or (ran.returncode == 0 and "Usage: qkv" in ran.stdout)

@@ -1,0 +1,105 @@
+"""`qkv`: a verb, what it is about, and options. Results go to stdout, everything else to stderr.
+
+A `QkvError` is one line and exit code 2, Ctrl-C is exit code 130. Torch and the rest of the package are imported by
+the verb that needs them, so that `qkv --help` answers at once. Left out: a configuration file of the command line's
+own, and shell completion.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from qkv.cli import models, pictures, text, training, understand
+from qkv.cli.shared import INTERRUPTED, Shared, verb
+from qkv.errors import QkvError, shorten
+
+__all__ = ["Shared", "app", "main", "verb"]
+
+app = typer.Typer(
+    help="From a prompt to a picture or a text, with models that run on your own machine.",
+    epilog="Start with: qkv draw 'a dog in a suit', or qkv chat",
+    rich_markup_mode=None,  # rich would double the time that --help takes
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+models_app = typer.Typer(rich_markup_mode=None)
+data_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+eval_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+
+app.command()(pictures.draw)
+app.command()(text.chat)
+app.command()(text.complete)
+app.command()(understand.fill)
+app.command()(understand.embed)
+app.command()(understand.search)
+app.command()(models.pull)
+app.command()(models.export)
+app.command()(training.train)
+app.add_typer(models_app, name="models", help="List the models that are here, or remove one.")
+models_app.callback(invoke_without_command=True)(models.models)
+models_app.command("rm")(models.models_rm)
+app.add_typer(data_app, name="data", help="Build the data sets that models are trained on.")
+data_app.command("emblem")(training.data_emblem)
+app.add_typer(eval_app, name="eval", help="Measure how good a model is.")
+eval_app.command("emblem")(training.eval_emblem)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from qkv import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = (
+        False
+    ),
+) -> None:
+    pass
+
+
+# The way out.
+
+# typer carries its own copy of click from 0.2x on; this is the usage error of either.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs `arguments` (default: the process's) and exits: 0, 1 (a fault of ours), 2 (the user's), 130 (Ctrl-C)."""
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="qkv", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code or 0)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("QKV_DEBUG"):
+            raise
+        sys.exit(_complain(error))
+
+
+def _complain(error: Exception) -> int:
+    """One line on stderr; the exit code."""
+    code = 2
+    if isinstance(error, QkvError):
+        text = str(error)
+    elif isinstance(error, UsageError):
+        text = error.format_message()  # type: ignore[attr-defined]
+    elif isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        text = "there is not enough memory for this; ask for a smaller size or use a smaller model"
+    elif isinstance(error, OSError):
+        text = f"{error.filename or 'the output'}: {error.strerror or error}"
+    else:
+        code, text = 1, f"a fault in qkv, {type(error).__name__}: {error}; QKV_DEBUG=1 shows where"
+    print(f"qkv: error: {shorten(text, 2000)}", file=sys.stderr)
+    return code

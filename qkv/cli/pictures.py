@@ -1,0 +1,148 @@
+"""`qkv draw`: the verb that makes pictures, and where they are written."""
+
+import itertools
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qkv.cli.shared import Shared, verb
+from qkv.errors import InputError, OutputError, shorten
+
+if TYPE_CHECKING:
+    from qkv.tasks.draw import Progress
+    from qkv.tasks.picture import Picture
+
+
+@verb
+def draw(
+    shared: Shared,
+    prompt: Annotated[str | None, typer.Argument(help="What to draw; (word:1.3) weighs a word.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
+    model: Annotated[str | None, typer.Option(help="A name from `qkv models`, or a folder.")] = None,
+    count: Annotated[int | None, typer.Option(help="How many pictures.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Of the first picture; or one for each.", metavar="N")] = None,
+    steps: Annotated[int | None, typer.Option(help="More are slower and finer.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 is off.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Such as ddim, euler, dpmpp_2m.")] = None,
+    size: Annotated[str | None, typer.Option(help="In pixels, such as 512x512.", metavar="WxH")] = None,
+    eta: Annotated[float | None, typer.Option(help="Fresh noise in every step of ddim, 0 to 1.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="A .png file, or a folder.")] = None,
+    show_attention: Annotated[
+        bool, typer.Option("--show-attention", help="Also save where each word was looked at.")
+    ] = False,
+    replay: Annotated[Path | None, typer.Option(help="Draw this picture again; other options change it.")] = None,
+) -> None:
+    """Draw pictures from a text, and print their files' names."""
+    if prompt is None and replay is None:
+        raise InputError("there is no prompt; say what to draw: qkv draw 'a dog in a suit'")
+    place = Place(out)
+    from qkv.config import as_dict
+    from qkv.device import threads
+    from qkv.tasks.draw import drawing
+    from qkv.tasks.request import Request, written_in
+    from qkv.weights.files import replacing
+
+    asked, before = written_in(replay) if replay else ({}, None)
+    given = {
+        "prompts": None if prompt is None else (prompt,),
+        "negatives": None if negative is None else (negative,),
+        "model": model,
+        "count": count,
+        "seeds": tuple(seed) if seed else None,
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": sampler,
+        "size": None if size is None else _size(size),
+        "eta": eta,
+        "device": shared.device,
+        "dtype": shared.dtype,
+        "attention": show_attention,
+    }
+    request = Request(**asked | {name: value for name, value in given.items() if value is not None})
+    said: set[str] = set()
+    with threads(before.threads if before and shared.threads is None else shared.threads):
+        for number, picture in enumerate(_shown(drawing(request))):
+            warnings = list(picture.warnings)
+            if before and before.fingerprint != picture.settings.fingerprint:
+                warnings.append(f"model-changed: {picture.settings.model} is not the model that drew {replay}")
+            for warning in dict.fromkeys(warnings):
+                if warning not in said:
+                    print(f"qkv: warning: {warning}", file=sys.stderr)
+            said.update(warnings)
+            path = picture.save(place.of(picture, number, request.pictures))
+            result = {"path": str(path)} | as_dict(picture.settings) | {"warnings": warnings}
+            text = str(path)
+            if picture.attention:
+                sheet = path.with_suffix(".attention.png")
+                with replacing(sheet) as file:
+                    picture.attention.save(file, format="PNG")
+                result["attention"] = str(sheet)
+                text += f"\n{sheet}"
+            shared.say(text, result | {"seconds": round(picture.seconds, 3)})
+
+
+class Place:
+    """Where pictures are written: what `-o` says, else the current folder. Raises OutputError before any work."""
+
+    def __init__(self, out: str | None) -> None:
+        target = Path(out or ".")
+        self.file = None if target.is_dir() or (out or "").endswith(os.sep) else target
+        self.folder = target if self.file is None else target.parent
+        if self.file and self.file.suffix.lower() != ".png":
+            raise OutputError(f"cannot write {target}: give a name that ends in .png, or a folder that is there")
+        if self.file is None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"cannot make the folder {target}: {error.strerror or error}") from error
+        if not os.access(self.folder, os.W_OK):
+            raise OutputError(f"cannot write into the folder {self.folder}: it is not there or not writable")
+
+    def of(self, picture: "Picture", number: int, pictures: int) -> Path:
+        """The file for picture `number`. A name that we choose is never one that is taken."""
+        if self.file is None:
+            return _free(self.folder / f"{slug(picture.prompt)}-{picture.seed}.png")
+        return self.file if pictures == 1 else self.file.with_stem(f"{self.file.stem}-{number + 1}")
+
+
+def slug(text: str) -> str:
+    """The words of `text` as a file's name, in any script, at most 50 characters."""
+    return re.sub(r"[\W_]+", "-", text.lower())[:50].strip("-") or "picture"
+
+
+def _free(path: Path) -> Path:
+    candidates = itertools.chain([path], (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(1)))
+    return next(candidate for candidate in candidates if not os.path.lexists(candidate))
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text.strip())
+    if not match:
+        raise InputError(f"size={shorten(text)!r} is not WIDTHxHEIGHT, such as 512x512")
+    return int(match[1]), int(match[2])
+
+
+def _shown(events: "Iterator[Progress | Picture]") -> "Iterator[Picture]":
+    """The pictures among `events`; a bar on stderr tells how far they are, if someone is looking."""
+    from qkv.tasks.picture import Picture
+
+    if not sys.stderr.isatty():
+        yield from (event for event in events if isinstance(event, Picture))
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        steps = bar.add_task("", total=None)
+        for event in events:
+            if isinstance(event, Picture):
+                yield event
+            else:
+                done = event.picture * event.steps + event.step
+                bar.update(steps, total=event.pictures * event.steps, completed=done)

@@ -1,0 +1,45 @@
+"""What every verb shares: its options, and how results are printed."""
+
+import inspect
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+Plain = dict[str, Any]  # values that JSON knows
+INTERRUPTED = 130  # the exit code after Ctrl-C
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The options of every verb."""
+
+    device: Annotated[str | None, typer.Option(help="auto (if not given), cpu or cuda.")] = None
+    dtype: Annotated[str | None, typer.Option(help="auto (if not given), float32, bfloat16, float16.")] = None
+    threads: Annotated[int | None, typer.Option(help="How many processor threads to compute on.")] = None
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False
+    json: Annotated[bool, typer.Option("--json", help="Print results as JSON, an object a line.")] = False
+
+    def say(self, text: str, values: Plain) -> None:
+        """Prints a result: `text` for people, `values` for programs."""
+        print(json.dumps(values) if self.json else text, flush=True)
+
+
+def verb(run: Callable[..., None]) -> Callable[..., None]:
+    """`run(shared, ...)` as a function with `Shared`'s options behind its own, which is what typer reads."""
+    own = list(inspect.signature(run).parameters.values())[1:]
+    shared = list(inspect.signature(Shared).parameters.values())
+
+    def call(**values: Any) -> None:
+        options = Shared(**{option.name: values.pop(option.name) for option in shared})
+        if options.offline:
+            os.environ |= {"HF_HUB_OFFLINE": "1", "NPM_CONFIG_OFFLINE": "true"}
+        run(options, **values)
+
+    call.__name__, call.__doc__ = run.__name__, run.__doc__
+    call.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    call.__annotations__ = {option.name: option.annotation for option in (*own, *shared)}
+    return call

@@ -1,0 +1,106 @@
+"""`qkv chat` at a terminal: a conversation, line by line. Ctrl-C stops an answer, Ctrl-D or /exit ends the talk."""
+
+import dataclasses
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qkv.cli.shared import Shared
+from qkv.cli.text import values, warn
+from qkv.errors import InputError, OutputError, QkvError
+
+if TYPE_CHECKING:
+    from qkv.tasks.chat import Conversation
+    from qkv.tasks.options import Options
+
+HELP = """/reset       forget what was said
+/save FILE   write the conversation as a line of JSON
+/model NAME  go on with another model
+/help        these lines
+/exit        end; so does Ctrl-D, and Ctrl-C stops an answer"""
+
+
+def talk(shared: Shared, options: "Options", system: str | None) -> None:
+    """Until the user has enough."""
+    from qkv.tasks.chat import Conversation
+
+    with suppress(ImportError):  # some systems have none
+        import readline  # noqa: F401  arrow keys and history for input()
+    conversation = Conversation(options.load(), options, system=system)
+    _note(f"{conversation.language.name}; /help says what else there is")
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            _note("")
+            return
+        except KeyboardInterrupt:
+            _note("")
+            continue
+        try:
+            if line.strip() == "/exit":
+                return
+            if line.startswith("/"):
+                conversation = _obey(conversation, line.strip(), system)
+            elif line.strip():
+                _answer(shared, conversation, line)
+        except QkvError as error:
+            _note(f"qkv: error: {error}")
+
+
+def _answer(shared: Shared, conversation: "Conversation", line: str) -> None:
+    from qkv.tasks.writing import Completion
+
+    events = conversation.ask(line)
+    try:
+        for event in events:
+            if isinstance(event, Completion):
+                warn(event.warnings)
+                if shared.json:
+                    shared.say("", values(event, dataclasses.asdict(event.texts[0])))
+            elif not shared.json:
+                print(event.text, end="", flush=True)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        events.close()  # what has come is remembered
+    if not shared.json:
+        print(flush=True)
+
+
+def _obey(conversation: "Conversation", line: str, system: str | None) -> "Conversation":
+    """Does what a line that begins with / says. Raises InputError, OutputError."""
+    from qkv.tasks.chat import Conversation
+
+    command, _, what = line.partition(" ")
+    if command == "/help":
+        _note(HELP)
+    elif command == "/reset":
+        conversation.reset()
+        _note("forgotten")
+    elif command == "/save" and what:
+        _save(conversation, Path(what.strip()))
+    elif command == "/model" and what:
+        options = dataclasses.replace(conversation.options, model=what.strip())
+        other = Conversation(options.load(), options, system=system)
+        other.messages = conversation.messages
+        _note(f"{other.language.name} goes on")
+        return other
+    else:
+        raise InputError(f"there is no {line!r}; /help says what there is")
+    return conversation
+
+
+def _save(conversation: "Conversation", path: Path) -> None:
+    messages = [{"role": message.role, "content": message.content} for message in conversation.messages]
+    try:
+        path.write_text(json.dumps({"messages": messages}, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    _note(f"saved {len(messages)} messages in {path}")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,136 @@
+"""From the beginning of a text to its continuation. Read this first: `prepare` is the whole way in a few lines.
+
+    text ─ tokens ─ engine ─ tokens ─ text
+
+What models are trained on: a text goes on. With examples before it (`shots`) it is a task shown and not explained; with
+a `suffix`, the middle of a text (2207.14255). For a place in a file of code there is code.py.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Unpack
+
+from qkv.errors import InputError
+from qkv.sample.stops import Stops
+from qkv.sample.tokens import quoted, whole
+from qkv.tasks.language import MAX_CHARACTERS, Language, check_text
+from qkv.tasks.options import Asked, Options
+from qkv.tasks.shots import STOPS, Shot, after
+from qkv.tasks.writing import Completion, Cutter, Piece, Task, alast, awrite, last, settle, write
+
+ROOM = 256  # tokens, if nobody says how many
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteRequest:
+    """A wish for what comes after `prompt`: a text, or token ids. Raises InputError.
+
+    `suffix`: what comes after that again, for models that fill in the middle. `shots`: examples to show before.
+    `echo`: the result begins with the prompt; log-probabilities are of what is written only. `heal`: the prompt's last
+    token may be written anew, in one piece with what follows.
+    """
+
+    prompt: str | Sequence[int]
+    options: Options = field(default_factory=Options)
+    suffix: str | None = None
+    shots: Sequence[Shot] = ()
+    echo: bool = False
+    heal: bool = False
+
+    def __post_init__(self) -> None:
+        is_text = isinstance(self.prompt, str)
+        if is_text:
+            check_text("prompt", self.prompt)
+        elif not isinstance(self.prompt, list | tuple) or not 0 < len(self.prompt) <= MAX_CHARACTERS:
+            raise InputError(f"prompt={quoted(self.prompt)} is neither a text nor a list of token ids")
+        if self.suffix is not None:
+            check_text("suffix", self.suffix)
+        odd = {
+            "suffix": self.suffix is not None and (bool(self.shots) or self.echo or self.heal or not is_text),
+            "shots": bool(self.shots) and (self.echo or not is_text),
+            "heal": self.heal and (self.options.schema is not None or self.options.regex is not None),
+            "beams": self.options.beams > 1 and (self.echo or self.heal),
+        }
+        if found := [name for name, given in odd.items() if given]:
+            raise InputError(
+                f"{found[0]} does not go with what else is asked (echo, heal, token ids, ...): ask for less"
+            )
+
+
+def complete(
+    prompt: str | Sequence[int],
+    *,
+    suffix: str | None = None,
+    shots: Sequence[Shot] = (),
+    echo: bool = False,
+    heal: bool = False,
+    **options: Unpack[Asked],
+) -> Completion:
+    """What comes after `prompt`, greedily unless the model or `options` (the fields of `Options`) say otherwise.
+
+    Raises InputError, NotFoundError, CheckpointError, ConfigError, MissingDependencyError.
+    """
+    asked = CompleteRequest(prompt=prompt, suffix=suffix, shots=shots, echo=echo, heal=heal, options=Options(**options))
+    return last(completing(asked))
+
+
+def completing(request: CompleteRequest) -> Iterator[Piece | Completion]:
+    """The same as one loop: a `Piece` whenever there is more text, a `Completion` at the end.
+
+    Everything is checked, and the model loaded, before this returns. Raises what `complete` does.
+    """
+    return write(prepare(request, request.options.load()))
+
+
+async def acomplete(
+    prompt: str | Sequence[int],
+    *,
+    suffix: str | None = None,
+    shots: Sequence[Shot] = (),
+    echo: bool = False,
+    heal: bool = False,
+    **options: Unpack[Asked],
+) -> Completion:
+    """`complete` for a coroutine; cancelling it ends the writing within a token."""
+    asked = CompleteRequest(prompt=prompt, suffix=suffix, shots=shots, echo=echo, heal=heal, options=Options(**options))
+    return await alast(acompleting(asked))
+
+
+async def acompleting(request: CompleteRequest) -> AsyncIterator[Piece | Completion]:
+    """`completing` for a coroutine; the model is read and the prompt tokenised beside the event loop."""
+    task = await asyncio.to_thread(lambda: prepare(request, request.options.load()))
+    async for event in awrite(task):
+        yield event
+
+
+def prepare(request: CompleteRequest, language: Language) -> Task:
+    """What is to be done, settled for this model. Raises InputError."""
+    prompt, options = request.prompt, request.options
+    if request.suffix is not None:
+        assert isinstance(prompt, str)
+        return settle(
+            language, in_the_middle(language, prompt, request.suffix), options, room=ROOM, ends=language.fim_ends
+        )
+    if isinstance(prompt, str):
+        ids = language.read(after(request.shots, prompt))
+    else:
+        for token in (ids := list(prompt)):
+            whole("prompt: token id", token, 0, language.vocab - 1)
+        prompt = language.tokenizer.decode(ids, control=True) if request.echo else ""
+
+    def cutters() -> list[Cutter]:
+        return [Stops(STOPS)] if request.shots else []
+
+    prefix = prompt if request.echo else ""
+    return settle(language, ids, options, room=ROOM, heal=request.heal, prefix=prefix, cutters=cutters)
+
+
+def in_the_middle(language: Language, before: str, behind: str) -> list[int]:
+    """The tokens that ask for what stands between two texts (2207.14255, section 3: PSM). Raises InputError."""
+    if language.fim is None:
+        raise InputError(f"suffix: {language.name} has no tokens for filling in the middle; leave it away")
+    first, second, middle = language.fim
+    encode = language.tokenizer.encode
+    start = [language.tokenizer.bos] if language.tokenizer.adds_bos and language.tokenizer.bos is not None else []
+    return [*start, first, *encode(before), second, *encode(behind), middle]
