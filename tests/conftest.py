@@ -14,6 +14,8 @@ from qkv.engine.engine import Engine
 from qkv.engine.runner import Chunk
 from qkv.models.bert import Bert, BertConfig
 from qkv.models.clip import TextConfig, TextTower
+from qkv.models.decoder import Decoder
+from qkv.models.decoder_config import DecoderConfig
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.models.noise import NoiseConfig
 from qkv.models.unet import UNet, UNetConfig
@@ -26,6 +28,7 @@ from qkv.text.learn import learn_bpe
 from qkv.text.tokenizer import train_tokenizer
 from qkv.text.vocabulary import Added, assemble
 from qkv.weights.bert import save_bert
+from qkv.weights.decoder import save_decoder
 from qkv.weights.diffusers import save_latent_diffusion
 
 TEXTS = [
@@ -156,6 +159,34 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Language]:
         return language
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama with a tokenizer and a chat template, in bfloat16."""
+    path, tokenizer = tmp_path_factory.mktemp("language") / "small", paper_tokenizer()
+    config = DecoderConfig(
+        vocab=tokenizer.vocab,
+        context=128,
+        dim=64,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        ffn_dim=96,
+        activation="silu",
+        gated=True,
+        bias=False,
+        attention_bias=False,
+        out_bias=False,
+        norm="rms",
+        position="rotary",
+    )
+    decoder = Decoder(config)
+    strengthen(decoder, 0)
+    save_decoder(decoder, path, family="llama", dtype=torch.bfloat16)
+    tokenizer.save(path)
+    ChatTemplate(TEMPLATE).save(path)
+    return path
 
 
 # A reader of paper: a BERT of a few thousand weights with its own vocabulary.

@@ -18,7 +18,9 @@ class Shared:
     """The options of every verb."""
 
     device: Annotated[str | None, typer.Option(help="auto (if not given), cpu or cuda.")] = None
-    dtype: Annotated[str | None, typer.Option(help="auto (if not given), float32, bfloat16, float16.")] = None
+    dtype: Annotated[
+        str | None, typer.Option(help="auto (if not given), float32, bfloat16, float16; text: int8, int4.")
+    ] = None
     threads: Annotated[int | None, typer.Option(help="How many processor threads to compute on.")] = None
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False
     json: Annotated[bool, typer.Option("--json", help="Print results as JSON, an object a line.")] = False

@@ -1,7 +1,8 @@
 """A language model ready to write: found by name, read, behind its engine, and kept in memory for the next request.
 
-A GGUF file runs on the compiled kernels, without torch; where they can't be built, or don't know the model, it runs in
-PyTorch and says so. A folder runs in PyTorch. Both go through the same engine.
+On a processor it runs on the compiled kernels, and a GGUF file even without importing torch; where they can't be built,
+or don't know the model, it runs in PyTorch and says so. So it does if a `dtype` of PyTorch's is named. Both ways go
+through the same engine.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,11 +15,13 @@ from qkv import registry
 from qkv.engine.engine import Engine
 from qkv.engine.runner import Runner
 from qkv.errors import ConfigError, InputError, shorten
+from qkv.models.decoder_config import DecoderConfig
 from qkv.sample.constrain import Lexicon
 from qkv.sample.tokens import Sampling, whole
 from qkv.text.chat import ChatTemplate
 from qkv.text.language import LanguageTokenizer
 from qkv.weights.pull import find
+from qkv.weights.quantised import Blocks
 
 if TYPE_CHECKING:
     import torch
@@ -127,8 +130,8 @@ def load_language(
 ) -> Language:
     """The language model of that name, in that folder or GGUF file; None is the default one.
 
-    A known model that is not here is fetched, unless `offline`. `dtype` auto is the file's own, for a GGUF.
-    Raises NotFoundError, CheckpointError, ConfigError, InputError.
+    A known model that is not here is fetched, unless `offline`. `dtype` auto is the file's own; int8 and int4 make
+    its weights smaller as they are read. Raises NotFoundError, CheckpointError, ConfigError, InputError.
     """
     if threads is not None:
         whole("threads", threads, 1, MAX_THREADS)
@@ -152,38 +155,78 @@ def _from_gguf(path: Path, device: str, dtype: str, threads: int | None) -> Lang
 
     gguf = open_gguf(path)
     tokenizer = LanguageTokenizer.from_gguf(gguf.metadata)
-    runner, warnings = None, list[str]()
-    if device in ("auto", "cpu") and dtype == "auto":
-        from qkv.engine.native_runner import NativeRunner
-        from qkv.kernels.build import KernelError
-
-        try:
-            runner = NativeRunner(*read_decoder(gguf), threads=threads)
-        except (KernelError, ConfigError) as error:
-            warnings.append(f"slow: the compiled kernels do not run here, PyTorch does: {shorten(str(error), 300)}")
+    runner, warnings = _runner(lambda: read_decoder(gguf), lambda dtype: load_gguf(path, dtype), device, dtype, threads)
     return Language(
         name=path.stem,
         tokenizer=tokenizer,
         load_template=lambda: ChatTemplate.from_gguf(gguf.metadata),
-        engine=Engine(runner or _torch_runner(lambda dtype: load_gguf(path, dtype), device, dtype, threads)),
-        warnings=tuple(warnings),
+        engine=Engine(runner),
+        warnings=warnings,
     )
 
 
 def _from_folder(path: Path, device: str, dtype: str, threads: int | None) -> Language:
-    from qkv.weights.decoder import load_decoder
+    from qkv.weights.decoder import as_blocks, load_decoder
     from qkv.weights.folder import Folder
 
     folder = Folder(path)
     tokenizer = LanguageTokenizer.load(path)
     generation = folder.json("generation_config.json") if folder.has("generation_config.json") else {}
+    runner, warnings = _runner(
+        lambda: as_blocks(load_decoder(folder)),
+        lambda dtype: load_decoder(folder, dtype=dtype),
+        device,
+        dtype,
+        threads,
+    )
     return Language(
         name=path.name,
         tokenizer=tokenizer,
         load_template=lambda: ChatTemplate.load(path),
-        engine=Engine(_torch_runner(lambda dtype: load_decoder(folder, dtype=dtype), device, dtype, threads)),
+        engine=Engine(runner),
         defaults=_defaults(generation),
+        warnings=warnings,
     )
+
+
+_KERNELS = {"auto": None, "int8": "Q8_0", "int4": "Q4_1"}  # dtype: what matrices are made of, if not of what they are
+
+
+def _runner(
+    read: Callable[[], tuple[DecoderConfig, Mapping[str, Blocks]]],
+    load: Callable[["torch.dtype"], "Decoder"],
+    device: str,
+    dtype: str,
+    threads: int | None,
+) -> tuple[Runner, tuple[str, ...]]:
+    """On the compiled kernels what `read` gives, else in PyTorch what `load` gives; and warnings."""
+    if dtype not in _KERNELS or device not in ("auto", "cpu") or (device == "auto" and _has_gpu()):
+        return _torch_runner(load, device, dtype, threads), ()
+    from qkv.engine.native_runner import NativeRunner
+    from qkv.kernels.build import KernelError
+
+    kind = _KERNELS[dtype]
+    try:
+        config, weights = read()
+        if kind is not None:
+            from qkv.weights.quantise import requantise
+
+            weights = requantise(weights, kind)
+        return NativeRunner(config, weights, threads=threads), ()
+    except (KernelError, ConfigError) as error:
+        reason = f"the compiled kernels do not run here: {shorten(str(error), 300)}"
+        if kind is not None:
+            raise ConfigError(f"dtype={dtype}: {reason}; leave dtype away") from error
+        return _torch_runner(load, device, dtype, threads), (f"slow: {reason}; PyTorch does",)
+
+
+def _has_gpu() -> bool:
+    """Whether PyTorch has a GPU to compute on; it is imported only where there can be one."""
+    if not Path("/proc/driver/nvidia/version").exists():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,4 +251,6 @@ def _torch_runner(load: Callable[["torch.dtype"], "Decoder"], device: str, dtype
     if threads is not None:
         torch.set_num_threads(threads)  # for the process: the engine computes on a thread of its own
     place = devices.find_device(device)
+    if dtype in _KERNELS and dtype != "auto":
+        raise InputError(f"dtype={dtype} is for processors; on {place.type} use bfloat16 or float16")
     return TorchRunner(load(devices.find_dtype(dtype, place)).to(place))

@@ -20,6 +20,7 @@ from qkv.weights.gpt import GPT2, GPT_NEO
 from qkv.weights.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from qkv.weights.load import export_weights, load_module
 from qkv.weights.neox import NEOX
+from qkv.weights.quantised import Blocks
 
 FAMILIES = {family.name: family for family in (GPT2, GPT_NEO, BLOOM, LLAMA, MISTRAL, QWEN2, QWEN3, NEOX)}
 
@@ -46,6 +47,20 @@ def load_decoder(folder: Folder, *, dtype: torch.dtype | None = None, check_fini
     if head is not None and not torch.equal(head, tensors.get("token.weight", head[:0])):
         raise CheckpointError("tie_word_embeddings is set, but the file holds a head that is not the embedding")
     return load_module(lambda: Decoder(config), tensors, dtype=dtype, check_finite=check_finite)
+
+
+_KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def as_blocks(decoder: Decoder) -> tuple[DecoderConfig, dict[str, Blocks]]:
+    """Configuration and weights as the compiled kernels take them, not copied. ConfigError for another precision."""
+    found = {}
+    for name, tensor in export_weights(decoder).items():
+        if tensor.dtype not in _KINDS:
+            raise ConfigError(f"{name} is {tensor.dtype}; the compiled kernels read float32, bfloat16 and float16")
+        data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
+        found[name] = Blocks(_KINDS[tensor.dtype], tuple(tensor.shape), data)
+    return decoder.config, found
 
 
 def published_config(config: DecoderConfig, family: str | None = None) -> dict[str, Any]:
