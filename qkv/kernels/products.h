@@ -8,9 +8,10 @@
 //     acc = fma(sum(x), min, acc)
 //
 // Integers may be added in any order, by AMX tiles, by VPDPBUSD or by plain loops, so a row has the same bits alone,
-// in a batch and in a prompt, which no order of floating-point sums in tiles would give. Blocks of 32 with 8 bits, the
-// usual choice, cost 1e-2 of the logits; 16 bits with one scale a row cost 2e-3, since single numbers in front of
-// `down` are as large as all others together.
+// in a batch and in a prompt, which no order of floating-point sums in tiles would give. Measured on SmolLM2's 4-bit
+// file, error of a row's logits relative to its largest, median and worst: 1e-4 and 4e-4. With 8 bits, the usual
+// choice, it is 2e-2 and 7e-2; with 16 bits but one scale a row 4e-4 and 2e-3, since single numbers in front of `down`
+// are as large as all others together.
 #pragma once
 
 #include "blocks.h"
@@ -145,7 +146,8 @@ inline void few_rows(T tile, const uint8_t* group, int tiles, const Rows& x, int
                 low = dot(low, weights[q], x.low + at + q * 4);
             }
             const size_t block = x.block(row + r) + b * T::COLUMNS / 32;
-            acc[r] = combine(tile, high, low, group, integers(tile, x, row + r)[b], x.scales[block], x.sums[block], acc[r]);
+            const int32_t whole = integers(tile, x, row + r)[b];
+            acc[r] = combine(tile, high, low, group, whole, x.scales[block], x.sums[block], acc[r]);
         }
     }
     for (int r = 0; r < R; r++) store(out + r * LANES, acc[r]);
@@ -246,7 +248,8 @@ inline void few_float_rows(E, const uint8_t* group, int columns, const Rows& x, 
             for (int r = 0; r < R; r++) acc[r][j] = fma(spread(x.row(row + r)[c + j]), w, acc[r][j]);
         }
     for (; c < columns; c++)
-        for (int r = 0; r < R; r++) acc[r][0] = fma(spread(x.row(row + r)[c]), load_lanes(weights + c * LANES), acc[r][0]);
+        for (int r = 0; r < R; r++)
+            acc[r][0] = fma(spread(x.row(row + r)[c]), load_lanes(weights + c * LANES), acc[r][0]);
     for (int r = 0; r < R; r++) store(out + r * LANES, (acc[r][0] + acc[r][1]) + (acc[r][2] + acc[r][3]));
 }
 
@@ -278,7 +281,9 @@ inline void product(const Matrix& m, int group, const Rows& x, int rows, bool am
             }
         }
 #endif
-        by_fours(done, rows, [&](auto count, int r) { few_rows<T, count.value>(tile, data, tiles, x, r, out + r * LANES); });
+        by_fours(done, rows, [&](auto count, int r) {
+            few_rows<T, count.value>(tile, data, tiles, x, r, out + r * LANES);
+        });
     });
     with_element(m.kind, [&](auto element) {
         by_fours(0, rows, [&](auto count, int r) {

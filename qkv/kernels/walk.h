@@ -179,7 +179,8 @@ struct Walk {
                     looks[n] = {b.q + size_t(r) * p.heads * p.head_dim + at, b.mixed.row(r) + at, b.positions[r],
                                 m.slopes.empty() ? 0.0f : m.slopes[query]};
                 }
-                attend(count * heads, m.pages, b.tables[first], index, head, p.head_dim, layer.window, looks, desk.room);
+                attend(count * heads, m.pages, b.tables[first], index, head, p.head_dim, layer.window, looks,
+                       desk.room);
                 first += count;
             }
         }

@@ -60,7 +60,8 @@ def states(token: Blocks) -> np.ndarray:
 def error(logits: np.ndarray, head: Blocks, token: Blocks) -> float:
     """The largest error of a row, relative to the lengths of its two factors."""
     x, w = states(token)[: len(logits)], dequantise(head).astype(np.float64)
-    return float((np.abs(logits - x @ w.T) / np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(w, axis=1))).max())
+    lengths = np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(w, axis=1))
+    return float((np.abs(logits - x @ w.T) / np.maximum(lengths, 1e-9)).max())
 
 
 @pytest.mark.parametrize("kind", library.KINDS)
