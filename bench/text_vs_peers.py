@@ -116,7 +116,7 @@ from concurrent.futures import ThreadPoolExecutor
 import xllamacpp
 
 given = xllamacpp.CommonParams()
-given.model.path, given.n_ctx, given.n_parallel, given.warmup = MODEL, 16 * 512, 16, True
+given.model.path, given.n_ctx, given.n_parallel, given.warmup = MODEL, 16 * 1024, 16, True
 given.cpuparams.n_threads = given.cpuparams_batch.n_threads = THREADS
 server = xllamacpp.Server(given)
 
@@ -190,6 +190,11 @@ class Prompts:
         return turned[:length]
 
 
+def has(python: str, package: str) -> bool:
+    """Whether an interpreter can import it; a peer that is not there is left out and named."""
+    return not subprocess.run([python, "-c", f"import {package}"], stderr=subprocess.DEVNULL).returncode
+
+
 def decode(worker: Worker, prompts: Prompts) -> float:
     """Seconds a token of one stream, behind its first token."""
     times = worker("write", ids=prompts.new(PROMPT), tokens=WRITTEN)["found"][0]
@@ -237,9 +242,10 @@ def starts(model: str, folder: str, peers: str, threads: int, rounds: int) -> di
         "qkv": [*ours, "--max-tokens", "1", "--threads", str(threads)],
         "transformers float32": [python, "-c", START["transformers"], folder, "float32", *given],
         "transformers bfloat16": [python, "-c", START["transformers"], folder, "bfloat16", *given],
-        "llama.cpp": [peers, "-c", START["llama.cpp"], model, *given],
         "torch": [python, "-c", "import torch"],
     }
+    if has(peers, "llama_cpp"):
+        commands["llama.cpp"] = [peers, "-c", START["llama.cpp"], model, *given]
     found: dict[str, list[Process]] = {name: [] for name in commands}
 
     def turn(name: str) -> float:
@@ -250,14 +256,19 @@ def starts(model: str, folder: str, peers: str, threads: int, rounds: int) -> di
     return {name: processes[1:] for name, processes in found.items()}
 
 
-def dequantised(model: str, folder: Path) -> None:
-    """The file's weights as a folder that transformers opens."""
-    from qkv.tasks.language import load_language
-    from qkv.weights.decoder import save_decoder
-    from qkv.weights.gguf_decoder import load_gguf
+# The file's weights as a folder that transformers opens; in a process of its own, for whoever weighs has to be small.
+DEQUANTISE = """
+import sys
+from pathlib import Path
+from qkv.text.language import LanguageTokenizer
+from qkv.weights.decoder import save_decoder
+from qkv.weights.gguf import open_gguf
+from qkv.weights.gguf_decoder import load_gguf
 
-    save_decoder(load_gguf(Path(model)), folder, family="llama")
-    load_language(model).tokenizer.save(folder)
+model, folder = map(Path, sys.argv[1:])
+save_decoder(load_gguf(model), folder, family="llama")
+LanguageTokenizer.from_gguf(open_gguf(model).metadata).save(folder)
+"""
 
 
 def gate(ours: Worker, theirs: Worker, prompts: Prompts) -> str:
@@ -298,7 +309,7 @@ def main() -> None:
 
     def row(title: str, found: dict[str, list[float]], aims: dict[str, float], show: Callable[[float], float]) -> None:
         results[title] = found
-        for peer, aim in aims.items():
+        for peer, aim in ((peer, aim) for peer, aim in aims.items() if peer in found):
             gain = ratios(found[peer], found["qkv"])
             verdict = "met" if gain.median >= aim else "missed"
             mine, other = (spread([show(value) for value in found[name]]) for name in ("qkv", peer))
@@ -306,21 +317,25 @@ def main() -> None:
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model"
-        dequantised(model, folder)
+        subprocess.run([sys.executable, "-c", DEQUANTISE, model, str(folder)], check=True)
         here, there = partial(Worker, sys.executable), partial(Worker, asked.peers)
         workers = {
             "qkv": here(QKV, MODEL=model, THREADS=asked.threads),
             "transformers float32": here(TRANSFORMERS, MODEL=str(folder), THREADS=asked.threads, DTYPE="float32"),
             "transformers bfloat16": here(TRANSFORMERS, MODEL=str(folder), THREADS=asked.threads, DTYPE="bfloat16"),
-            "llama.cpp": there(LLAMA, MODEL=model, THREADS=asked.threads),
-            "llama.cpp server": there(SERVER, MODEL=model, THREADS=asked.threads),
         }
+        for name, package, program in (("llama.cpp", "llama_cpp", LLAMA), ("llama.cpp server", "xllamacpp", SERVER)):
+            if has(asked.peers, package):
+                workers[name] = there(program, MODEL=model, THREADS=asked.threads)
+            else:
+                print(f"left out: {name}, since {asked.peers} has no {package}", file=sys.stderr)
         for worker in workers.values():
             stack.enter_context(worker)
         prompts = Prompts(workers["qkv"]("tokenize", text=TEXT)["found"])
 
         def turns(measure: Callable[[Worker, Prompts], float], *names: str) -> dict[str, list[float]]:
-            return take_turns({name: partial(measure, workers[name], prompts) for name in names}, asked.rounds)
+            here = {name: partial(measure, workers[name], prompts) for name in names if name in workers}
+            return take_turns(here, asked.rounds)
 
         bits = ("transformers float32", "transformers bfloat16")
         if "decode" in asked.only:
