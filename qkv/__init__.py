@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qkv.tasks.ready import load
     from qkv.tasks.request import Request
     from qkv.tasks.shots import Shot, read_shots
+    from qkv.tasks.translate import Translation, translate, translating
     from qkv.tasks.writing import Completion, Piece, Text, Token
     from qkv.text.chat import Message
     from qkv.weights.pull import pull
@@ -81,6 +82,7 @@ _HOMES = {
         "Shot",
         "read_shots",
     ),
+    "qkv.tasks.translate": ("Translation", "translate", "translating"),
     "qkv.tasks.writing": (
         "Completion",
         "Piece",
@@ -119,6 +121,7 @@ __all__ = [
     "Shot",
     "Text",
     "Token",
+    "Translation",
     "achat",
     "achatting",
     "acomplete",
@@ -137,6 +140,8 @@ __all__ = [
     "load_language",
     "pull",
     "read_shots",
+    "translate",
+    "translating",
 ]
 
 

@@ -166,7 +166,7 @@ class Model:
 
     name: str
     path: Path
-    kind: str  # pictures, text, embeddings, fill (masked words), other
+    kind: str  # pictures, text, embeddings, fill (masked words), translation, other
     bytes: int
     licence: str
     shipped: bool
@@ -247,7 +247,7 @@ def _kind(path: Path) -> str:
         return "embeddings"
     names = _json(path / CONFIG).get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
-    endings = {"ForCausalLM": "text", "LMHeadModel": "text", "ForMaskedLM": "fill"}
+    endings = {"ForCausalLM": "text", "LMHeadModel": "text", "ForMaskedLM": "fill", "MTModel": "translation"}
     return next((kind for ending, kind in endings.items() if name.endswith(ending)), "other")
 
 

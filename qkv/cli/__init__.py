@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from qkv.cli import models, pictures, text, training, understand
+from qkv.cli import evaluating, models, pictures, text, training, translate, understand
 from qkv.cli.shared import INTERRUPTED, Shared, verb
 from qkv.errors import QkvError, shorten
 
@@ -33,6 +33,7 @@ eval_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 app.command()(pictures.draw)
 app.command()(text.chat)
 app.command()(text.complete)
+app.command()(translate.translate)
 app.command()(understand.fill)
 app.command()(understand.embed)
 app.command()(understand.search)
@@ -44,8 +45,11 @@ models_app.callback(invoke_without_command=True)(models.models)
 models_app.command("rm")(models.models_rm)
 app.add_typer(data_app, name="data", help="Build the data sets that models are trained on.")
 data_app.command("emblem")(training.data_emblem)
+data_app.command("libreoffice-help")(translate.data_help)
 app.add_typer(eval_app, name="eval", help="Measure how good a model is.")
 eval_app.command("emblem")(training.eval_emblem)
+eval_app.command("few-shot")(evaluating.eval_few_shot)
+eval_app.command("translation")(translate.eval_translation)
 
 
 def _version(wanted: bool) -> None:

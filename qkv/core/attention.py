@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qkv.errors import ConfigError
 
 Rotary = tuple[Tensor, Tensor]
+Memory = Tensor | tuple[Tensor, Tensor]  # what cross-attention reads (B, S, M), or the keys and values made of it
 
 
 def attend(
@@ -32,7 +33,7 @@ def attend(
     q is (B, H, T, K), k and v are (B, G, S, K); G divides H, and each group of H/G query heads shares one
     key/value head. `bias` broadcasts to (B, H, T, S): bool (True: may look) or float (added to the scores).
     `causal` aligns the last query with the last key, so it is right with and without a cache. `scale` is
-    1/sqrt(K) unless given. A row that may look nowhere gives zeros. Returns (B, H, T, K).
+    1/sqrt(K) unless given. A row that may look nowhere gives zeros. Returns (B, H, T, K), or v's width for K.
     """
     T, S = q.shape[-2], k.shape[-2]
     causal = causal and T > 1  # a single query is the last one: it may look at every key
@@ -95,7 +96,7 @@ QUERY_CHUNK = 64
 def _by_chunks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
     """The plain formula over chunks of query rows, so that the scores stay in the processor's cache."""
     k, v = _per_head(k, q.shape[1]), _per_head(v, q.shape[1])
-    out = torch.empty_like(q)
+    out = v.new_empty((*q.shape[:-1], v.shape[-1]))
     for start in range(0, q.shape[-2], QUERY_CHUNK):
         rows = slice(start, start + QUERY_CHUNK)
         seen = bias[..., rows, :] if bias is not None and bias.shape[-2] > 1 else bias
@@ -115,7 +116,8 @@ class Attention(nn.Module):
 
     `dim` is the width of the queries' input and of the output; `memory_dim` that of what keys and values are
     read from (default: `dim`). `kv_heads` below `heads` gives grouped (or, at 1, multi-query) attention.
-    `q_norm` and `k_norm` are modules over the head width. Raises ConfigError where the widths do not fit.
+    `value_dim` is the width of a head's values, `head_dim` unless given. `q_norm` and `k_norm` are modules over the
+    head width. Raises ConfigError where the widths do not fit.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Attention(nn.Module):
         *,
         kv_heads: int | None = None,
         head_dim: int | None = None,
+        value_dim: int | None = None,
         memory_dim: int | None = None,
         bias: bool = True,
         out_bias: bool = True,
@@ -144,15 +147,16 @@ class Attention(nn.Module):
         memory_dim = dim if memory_dim is None else memory_dim
         self.q = nn.Linear(dim, heads * head_dim, bias=bias)
         self.k = nn.Linear(memory_dim, kv_heads * head_dim, bias=bias)
-        self.v = nn.Linear(memory_dim, kv_heads * head_dim, bias=bias)
-        self.out = nn.Linear(heads * head_dim, dim, bias=out_bias)
+        value_dim = head_dim if value_dim is None else value_dim
+        self.v = nn.Linear(memory_dim, kv_heads * value_dim, bias=bias)
+        self.out = nn.Linear(heads * value_dim, dim, bias=out_bias)
         self.q_norm, self.k_norm = q_norm, k_norm
         self.watch: Callable[[Tensor], None] | None = None  # set by record(): receives the weights
 
     def forward(
         self,
         x: Tensor,
-        memory: Tensor | None = None,
+        memory: Memory | None = None,
         *,
         bias: Tensor | None = None,
         causal: bool = False,
@@ -161,14 +165,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         """x (B, T, D) looks at memory (B, S, M), or at itself; returns (B, T, D).
 
-        `rotary` turns queries and new keys by their positions (core/position.py); `cache` holds earlier keys.
+        `memory` may also be what `keys_values` made of it, once for many calls. `rotary` turns queries and new keys by
+        their positions (core/position.py); `cache` holds earlier keys.
         """
-        memory = x if memory is None else memory
-        q = self._split(self.q(x), self.heads)  # (B, H, T, K)
-        k = self._split(self.k(memory), self.kv_heads)  # (B, G, S, K)
-        v = self._split(self.v(memory), self.kv_heads)
+        q = _split(self.q(x), self.heads)  # (B, H, T, K)
         q = q if self.q_norm is None else self.q_norm(q)
-        k = k if self.k_norm is None else self.k_norm(k)
+        k, v = memory if isinstance(memory, tuple) else self.keys_values(x if memory is None else memory)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         if cache is not None:
@@ -178,8 +180,14 @@ class Attention(nn.Module):
         mixed = attend(q, k, v, bias=bias, causal=causal, scale=self.scale)  # (B, H, T, K)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
 
-    def _split(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """What queries meet of memory (B, S, M): keys and values, each (B, G, S, K)."""
+        k, v = _split(self.k(memory), self.kv_heads), _split(self.v(memory), self.kv_heads)
+        return (k if self.k_norm is None else self.k_norm(k)), v
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:

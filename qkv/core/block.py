@@ -15,7 +15,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qkv.core.attention import Attention, KeyValues, Rotary
+from qkv.core.attention import Attention, KeyValues, Memory, Rotary
+from qkv.core.dropout import dropout
 from qkv.errors import ConfigError, unknown
 
 
@@ -54,7 +55,8 @@ class FeedForward(nn.Module):
 
 class Block(nn.Module):
     """One layer; `norm` makes a norm module of a width. With `parallel`, attention and ffn read the same input
-    and are added together (GPT-J, NeoX)."""
+    and are added together (GPT-J, NeoX). `dropout` is the share of each layer's output that is zeroed before it is
+    added (section 5.4), in training only."""
 
     def __init__(
         self,
@@ -66,9 +68,10 @@ class Block(nn.Module):
         memory_attention: Attention | None = None,
         norm_first: bool = True,
         parallel: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.norm_first, self.parallel = norm_first, parallel
+        self.norm_first, self.parallel, self.dropout = norm_first, parallel, dropout
         self.attention_norm, self.attention = norm(dim), attention
         self.memory_norm = norm(dim) if memory_attention is not None else None
         self.memory_attention = memory_attention
@@ -77,7 +80,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        memory: Tensor | None = None,
+        memory: Memory | None = None,
         *,
         bias: Tensor | None = None,
         memory_bias: Tensor | None = None,
@@ -91,11 +94,14 @@ class Block(nn.Module):
             return self.attention(x, bias=bias, causal=causal, rotary=rotary, cache=cache)
 
         if self.parallel:
-            return x + look(self.attention_norm(x)) + self.ffn(self.ffn_norm(x))
+            return x + self._drop(look(self.attention_norm(x))) + self._drop(self.ffn(self.ffn_norm(x)))
         x = self._residual(x, look, self.attention_norm)
         if self.memory_attention is not None and self.memory_norm is not None:
             x = self._residual(x, partial(self.memory_attention, memory=memory, bias=memory_bias), self.memory_norm)
         return self._residual(x, self.ffn, self.ffn_norm)
 
     def _residual(self, x: Tensor, layer: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
-        return x + layer(norm(x)) if self.norm_first else norm(x + layer(x))
+        return x + self._drop(layer(norm(x))) if self.norm_first else norm(x + self._drop(layer(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return dropout(x, self.dropout, training=self.training)

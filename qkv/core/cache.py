@@ -38,11 +38,21 @@ class LayerCache:
         if stop > self.context:
             raise InputError(f"the input has {stop} tokens; this cache holds at most {self.context}")
         if self._k is None or self._v is None:
-            shape = (*k.shape[:-2], self.context, k.shape[-1])
-            self._k, self._v = k.new_empty(shape), v.new_empty(shape)
+            self._k, self._v = (x.new_empty((*x.shape[:-2], self.context, x.shape[-1])) for x in (k, v))
         self._k[..., start:stop, :], self._v[..., start:stop, :] = k, v
         self.length = stop
         return self._k[..., :stop, :], self._v[..., :stop, :]
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows of the batch; what is not written yet is not copied."""
+        if self._k is not None and self._v is not None:
+            self._k, self._v = (_kept(x, rows, self.length) for x in (self._k, self._v))
+
+
+def _kept(x: Tensor, rows: Tensor, length: int) -> Tensor:
+    kept = x.new_empty((len(rows), *x.shape[1:]))
+    kept[..., :length, :] = x[..., :length, :][rows]
+    return kept
 
 
 class Cache:
@@ -60,7 +70,14 @@ class Cache:
         for layer in self.layers:
             layer.length = min(layer.length, length)
 
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with these rows (B') of the batch only."""
+        for layer in self.layers:
+            layer.keep(rows)
+
 
 def padding_bias(mask: Tensor) -> Tensor:
-    """A padding mask (B, S), True at tokens, as a bias (B, 1, 1, S) for `attend`."""
-    return mask.to(torch.bool)[:, None, None, :]
+    """A mask of padding (B, S), or of each query's own (B, T, S), True where one may look, as a bias for `attend`:
+    (B, 1, 1, S) or (B, 1, T, S)."""
+    mask = mask.to(torch.bool)
+    return mask[:, None] if mask.dim() == 3 else mask[:, None, None, :]

@@ -5,6 +5,7 @@ Learned and sinusoidal positions are added to the embeddings; rotary ones turn q
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,26 @@ class LearnedPosition(nn.Module):
         if positions is not None:
             return x + self.weight[self.offset + positions]
         return x + self.weight[self.offset + start : self.offset + stop]
+
+
+class SinusoidalPosition(nn.Module):
+    """The fixed vectors of `sinusoidal`, sines before cosines, added as `LearnedPosition` adds its own."""
+
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        self.context = context
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """x (..., T, D) plus the vectors of positions start to start+T."""
+        stop = start + x.shape[-2]
+        if stop > self.context:
+            raise InputError(f"the input has {stop} tokens; this model reads at most {self.context}")
+        return x + _sinusoids(self.context, x.shape[-1], x.device)[start:stop].to(x.dtype)
+
+
+@lru_cache(maxsize=8)
+def _sinusoids(context: int, dim: int, device: torch.device) -> Tensor:
+    return sinusoidal(torch.arange(context, device=device), dim, interleaved=False)
 
 
 def token_positions(mask: Tensor, T: int) -> Tensor:

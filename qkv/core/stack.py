@@ -4,10 +4,13 @@ Masks, windows, rotary angles and ALiBi are built here, once a pass, and handed 
 the stack and heads after it belong to the models.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from qkv.core.attention import Attention, Rotary
+from qkv.core.attention import Attention, Memory, Rotary
 from qkv.core.block import Block, FeedForward
 from qkv.core.cache import StackCache, padding_bias
 from qkv.core.position import alibi, rotary, token_positions
@@ -37,6 +40,7 @@ class Stack(nn.Module):
             c.heads,
             kv_heads=None if memory_dim else c.kv_heads,
             head_dim=c.head_dim,
+            value_dim=c.value_dim,
             memory_dim=memory_dim,
             bias=c.attention_bias,
             out_bias=c.out_bias,
@@ -55,18 +59,22 @@ class Stack(nn.Module):
             memory_attention=self._attention(c.memory_dim) if c.memory_dim else None,
             norm_first=c.norm_first,
             parallel=c.parallel,
+            dropout=c.dropout,
         )
 
     def forward(
         self,
         x: Tensor,
-        memory: Tensor | None = None,
+        memory: Tensor | Sequence[Memory] | None = None,
         *,
         mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
         cache: StackCache | None = None,
     ) -> Tensor:
-        """x (B, T, D); `mask` (B, S) and `memory_mask` are True at tokens, False at padding; `cache` grows by T."""
+        """x (B, T, D); `mask` (B, S) and `memory_mask` are True at tokens, False at padding; `cache` grows by T.
+
+        A `mask` (B, T, S) says it for each query. `memory` may also be what `remember` made of it.
+        """
         c = self.config
         S = x.shape[-2] + (cache.length if cache is not None else 0)
         turn = self._turn(x, S, mask) if c.position == "rotary" else None
@@ -76,8 +84,14 @@ class Stack(nn.Module):
             bias = biases[window]
             layer = cache.layers[i] if cache is not None else None
             causal = c.causal and bias is None  # a bias has it in already
-            x = block(x, memory, bias=bias, memory_bias=memory_bias, causal=causal, rotary=turn, cache=layer)
+            read = memory if memory is None or isinstance(memory, Tensor) else memory[i]
+            x = block(x, read, bias=bias, memory_bias=memory_bias, causal=causal, rotary=turn, cache=layer)
         return x if self.norm is None else self.norm(x)
+
+    def remember(self, memory: Tensor) -> list[Memory]:
+        """Memory (B, S, M) as each layer's keys and values, for many calls."""
+        attentions = [cast(Block, block).memory_attention for block in self.blocks]
+        return [attention.keys_values(memory) for attention in attentions if attention is not None]
 
     def _turn(self, x: Tensor, S: int, mask: Tensor | None) -> Rotary:
         c = self.config

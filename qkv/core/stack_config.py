@@ -36,6 +36,7 @@ class RotaryScaling:
 class StackConfig:
     """The shape of a stack. Widths in numbers, `memory_dim` set where the layers cross-attend.
 
+    `value_dim`: the width of a head's values, its keys' unless given. `dropout`: of every layer's output, in training.
     `windows`: how many keys back a query looks, itself included, layer by layer and then again from the first; None is
     all of them. `rotary_dim`: how many numbers of each head turn, all unless given. `qk_norm`: queries and keys are
     normed head by head. `scale`: of the scores, 1/sqrt(head_dim) unless given.
@@ -47,6 +48,7 @@ class StackConfig:
     ffn_dim: int
     kv_heads: int | None = None
     head_dim: int | None = None
+    value_dim: int | None = None
     memory_dim: int | None = None
     activation: str = "gelu"
     gated: bool = False
@@ -59,6 +61,7 @@ class StackConfig:
     final_norm: bool = True
     qk_norm: bool = False
     parallel: bool = False
+    dropout: float = 0.0
     causal: bool = False
     scale: float | None = None
     windows: tuple[int | None, ...] = (None,)
@@ -68,7 +71,7 @@ class StackConfig:
     rotary_scaling: RotaryScaling | None = None
 
     def __post_init__(self) -> None:
-        for name in ("dim", "layers", "heads", "ffn_dim", "kv_heads", "head_dim", "memory_dim"):
+        for name in ("dim", "layers", "heads", "ffn_dim", "kv_heads", "head_dim", "value_dim", "memory_dim"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1_000_000:
                 raise ConfigError(f"{name}={value} is out of range; it must be 1 to 1000000")
@@ -80,6 +83,8 @@ class StackConfig:
             raise ConfigError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}; choose a divisor")
         if self.activation not in ACTIVATIONS:
             raise ConfigError(unknown("activation", self.activation, ACTIVATIONS))
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} is out of range; it must be from 0 to below 1")
         if not 0 < self.norm_eps < 1:
             raise ConfigError(f"norm_eps={self.norm_eps} is out of range; it must lie between 0 and 1")
         if self.scale is not None and not 0 < self.scale < math.inf:

@@ -2,8 +2,8 @@
 
 Contrastive as CLIP (2103.00020, section 2.3), with a convolutional picture tower (pre-activation residual blocks,
 1603.05027) and a small text tower of its own. It shares no weight, tokenizer, seed or order with the CLIP that
-conditions the generator, and nothing is trained or chosen by it. Left out: larger pictures, other languages
-(a prompt in German is judged by its English caption).
+conditions the generator, and nothing is trained or chosen by it. Left out: pictures beyond 64 x 64 (those of emblem
+are halved), other languages (a prompt in German is judged by its English caption).
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,22 @@ from qkv.text.weighting import Segment
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """Pictures shrink by 4, then by 2 a stage: stage i has `dims[i]` channels and `layers[i]` residual blocks."""
+    """Pictures shrink by 4 in a stem of `stem` channels, then by 2 a stage: stage i has `dims[i]` channels and
+    `layers[i]` residual blocks."""
 
     text: TextConfig
-    dims: tuple[int, ...] = (48, 112, 208)
-    layers: tuple[int, ...] = (2, 2, 1)
+    stem: int = 32
+    dims: tuple[int, ...] = (96, 192)
+    layers: tuple[int, ...] = (2, 2)
 
     def __post_init__(self) -> None:
         if not self.text.proj_dim:
             raise ConfigError("text.proj_dim is missing; set the width of the joined space")
         if len(self.dims) != len(self.layers) or not self.dims:
             raise ConfigError(f"dims={self.dims} and layers={self.layers} must name the same stages")
-        if min(*self.dims, *self.layers) < 1 or max(self.dims) > 4096 or max(self.layers) > 100:
-            raise ConfigError(f"dims={self.dims}, layers={self.layers} are out of range")
+        widths = (self.stem, *self.dims)
+        if min(*widths, *self.layers) < 1 or max(widths) > 4096 or max(self.layers) > 100:
+            raise ConfigError(f"stem={self.stem}, dims={self.dims}, layers={self.layers} are out of range")
 
 
 class NormedResidual(nn.Module):
@@ -59,8 +62,13 @@ class PictureTower(nn.Module):
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
         channels = config.dims[0]
-        # Stride 4 at once: blocks at the full size would cost as much as all the rest.
-        layers: list[nn.Module] = [nn.Conv2d(3, channels, 7, stride=4, padding=3)]
+        # No block before the quarter of the size: there it would cost as much as all the rest.
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, config.stem, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(config.stem),
+            nn.ReLU(),
+            nn.Conv2d(config.stem, channels, 3, stride=2, padding=1, bias=False),
+        ]
         for stage, (dim, count) in enumerate(zip(config.dims, config.layers)):
             if stage:
                 layers.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False))
@@ -87,11 +95,6 @@ class Judge(nn.Module):
         self.config = config
         self.text, self.vision = TextTower(config.text), PictureTower(config)
         self.log_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07), as CLIP begins
-
-    def logits(self, pictures: Tensor, ids: Tensor) -> Tensor:
-        """Scaled cosines (pictures, texts)."""
-        scale = self.log_scale.clamp(max=4.6052).exp()  # at most 100, as in CLIP
-        return scale * self.vision.embed(self.vision(pictures)) @ self.text.embed(ids).float().mT
 
 
 def tokenize(tokenizer: Tokenizer, captions: Sequence[str], context: int) -> Tensor:

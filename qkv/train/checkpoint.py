@@ -122,6 +122,20 @@ def load_ema(run: Path) -> Tensors:
     raise CheckpointError(f"{path} has no ema.safetensors; is {run} the folder of a training run?")
 
 
+def mean_weights(run: Path, count: int) -> Tensors:
+    """The mean of the weights in the newest `count` checkpoints, or as many as there are: "Attention Is All You Need"
+    (1706.03762), section 6.1. Raises NotFoundError, CheckpointError.
+    """
+    paths = _complete(run)[-count:]
+    if not paths:
+        raise NotFoundError(f"{run} holds no checkpoint yet")
+    try:
+        states = [load_file(path / "model.safetensors") for path in paths]
+        return {name: sum((state[name] for state in states[1:]), states[0][name]) / len(states) for name in states[0]}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"cannot average the checkpoints of {run}: {error}") from error
+
+
 def newest(run: Path) -> Path | None:
     """The folder of the newest complete checkpoint, or None."""
     return next(reversed(_complete(run)), None)

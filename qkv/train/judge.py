@@ -1,27 +1,33 @@
 """The judge's recipe: pictures and captions of all concepts and styles; what it never sees are the held-out cells.
 
-Seed, order, tokenizer and weights are its own. Its pictures are shifted, scaled, mirrored, tinted and softened, so
-that it looks at what is drawn: a generated picture must not fail for a blurred edge.
+Each picture is held against a caption of every concept, as a classifier would be, so that nothing it could be mistaken
+for is missing from a step. Styles and skin tones of these captions are left to chance: the candidates of a question
+share them, so what they say must not help. The pictures, at half their size, are moved, bent, mirrored, tinted and
+softened, so that the judge looks at what is drawn: a generated picture must not fail for a blurred edge.
+Seed, order, tokenizer and weights are its own.
 """
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qkv.data import emblem
 from qkv.data.candidates import Candidates
-from qkv.data.captions import caption, texts
+from qkv.data.captions import plain_caption, texts
 from qkv.data.items import Item, Split
 from qkv.errors import ConfigError
 from qkv.models.judge import Judge, JudgeConfig, ranks, tokenize
 from qkv.text.tokenizer import Tokenizer, train_tokenizer
 from qkv.train.data import Draw, Pictures, to_signed
 from qkv.train.loop import FitConfig, Loss, Result, fit
-from qkv.train.recipes import Context
+from qkv.train.objectives import contrasting
+from qkv.train.recipes import Context, facts
 from qkv.weights.judge import save_judge
 
 HELD_OUT: tuple[Split, ...] = ("heldout_cell", "heldout_tone")
@@ -35,7 +41,6 @@ class Recipe:
 
     model: JudgeConfig
     batch: int = 256
-    texts: int = 512  # captions without a picture beside them: wrong answers that cost little
     fit: FitConfig
 
 
@@ -65,11 +70,11 @@ def train(recipe: Recipe, context: Context) -> Result[Judge]:
 
     result = fit(
         judge,
-        JudgeBatches(data.pictures, data.items, tokenizer, text.context, draw, recipe.texts),
+        JudgeBatches.of(data, tokenizer, text.context, draw, recipe.fit.steps),
         contrast,
         recipe.fit,
         context.folder,
-        recipe={"task": "judge", "model": recipe.model, "batch": recipe.batch, "texts": recipe.texts},
+        recipe={"task": "judge", **facts(recipe)},
         resume=context.resume,
         validate=validate,
         progress=context.progress,
@@ -79,44 +84,72 @@ def train(recipe: Recipe, context: Context) -> Result[Judge]:
 
 
 def contrast(judge: Judge, batch: Batch, generator: torch.Generator) -> Loss:
-    """CLIP's symmetric loss (2103.00020, figure 3), where variants of one base are not told apart.
-
-    The first captions belong to the pictures; those behind them are only wrong answers.
-    """
-    logits = judge.logits(batch["pictures"], batch["ids"])  # (B, B + N)
-    base, own = batch["base"], torch.arange(len(logits), device=logits.device)
-    variants = base[: len(own), None] == base
-    variants[own, own] = False
-    logits = logits.masked_fill(variants, -torch.inf)
-    right = (logits.detach().argmax(-1) == own).float().mean()
-    loss = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(own)].mT, own)
-    return Loss(loss / 2, {"right": right})
+    """Each picture against all captions, each of their captions against all pictures."""
+    pictures, captions = judge.vision.embed(judge.vision(batch["pictures"])), judge.text.embed(batch["ids"])
+    return Loss(contrasting(pictures, captions, judge.log_scale, batch["same"]))
 
 
 @dataclass(frozen=True)
 class JudgeBatches:
-    """Pictures (B), the token ids of a fresh caption for each and of `texts` others, and the base of every caption."""
+    """Pictures (B), a caption's token ids for each of them and then for a concept of every other base (B + N, T), and
+    where these are of one base (B, B + N)."""
 
-    pictures: Pictures
-    items: Sequence[Item]
-    tokenizer: Tokenizer
-    context: int
+    pictures: Pictures  # half-sized
+    concepts: npt.NDArray[np.int64]  # of each picture
+    bases: npt.NDArray[np.int64]  # of each concept
+    captions: Tensor  # (concepts, styles, T): each concept's in every style
+    mirrored: Tensor  # which pictures may be
     draw: Draw
-    texts: int
+    steps: int
+
+    @classmethod
+    def of(cls, data: emblem.EmblemData, tokenizer: Tokenizer, context: int, draw: Draw, steps: int) -> "JudgeBatches":
+        items = {item.concept: item for item in data.items}
+        concepts, bases = _numbers(items), _numbers(item.base for item in items.values())
+        styles = sorted({item.style for item in data.items})
+        tones = sorted({item.tone for item in data.items})
+        rng = random.Random(draw.seed)
+        toned = {item.base for item in data.items if item.tone}
+
+        def spoken(item: Item, style: str) -> str:
+            return plain_caption(replace(item, style=style, tone=rng.choice(tones) if item.base in toned else ""))
+
+        captions = [spoken(item, style) for item in items.values() for style in styles]
+        return cls(
+            np.concatenate([halve(data.pictures[i : i + 512]) for i in range(0, len(data.items), 512)]),
+            np.array([concepts[item.concept] for item in data.items]),
+            np.array([bases[item.base] for item in items.values()]),
+            tokenize(tokenizer, captions, context).unflatten(0, (len(items), len(styles))),
+            torch.tensor([mirrors(item) for item in data.items]),
+            draw,
+            steps,
+        )
 
     def __call__(self, step: int) -> Batch:
         rows = self.draw.at(step)
-        others = self.draw.generator(step).spawn(1)[0].choice(self.draw.rows, self.texts, p=self.draw.weights)
-        named = [self.items[row] for row in (*rows, *others)]
-        rng = random.Random(f"{self.draw.seed} {step}")
-        generator = torch.Generator().manual_seed(rng.getrandbits(63))
-        mirrored = torch.tensor([mirrors(item) for item in named[: len(rows)]])
-        numbers = {base: i for i, base in enumerate(dict.fromkeys(item.base for item in named))}
+        rng = self.draw.generator(step).spawn(1)[0]
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        own = self.concepts[rows]
+        # Of each base the concept that comes first in a random order.
+        order = rng.permutation(len(self.bases))
+        others = order[np.unique(self.bases[order], return_index=True)[1]]
+        others = others[~np.isin(self.bases[others], self.bases[own])]
+        named = np.concatenate((own, others))
+        ids = self.captions[named, rng.integers(self.captions.shape[1], size=len(named))]
         return {
-            "pictures": augment(to_signed(self.pictures[rows]), mirrored, generator),
-            "ids": tokenize(self.tokenizer, [caption(item, rng) for item in named], self.context),
-            "base": torch.tensor([numbers[item.base] for item in named]),
+            "pictures": augment(to_signed(self.pictures[rows]), self.mirrored[rows], self.side(step), generator),
+            "ids": ids,
+            "same": torch.from_numpy(self.bases[own][:, None] == self.bases[named]),
         }
+
+    def side(self, step: int) -> int:
+        """Pictures grow from half to full size in five stages (2104.00298, section 4.2): it costs less."""
+        full = self.pictures.shape[1]
+        return full // 2 + full // 8 * min(5 * step // self.steps, 4)
+
+
+def _numbers(names: Iterable[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}
 
 
 def mirrors(item: Item) -> bool:
@@ -124,22 +157,30 @@ def mirrors(item: Item) -> bool:
     return item.group not in ("", "symbols", "flags") and not any(side in item.name for side in ("left", "right"))
 
 
-def augment(pictures: Tensor, mirrored: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (B, 3, Y, X) in [-1, 1] moved by up to 5 of 128 pixels, scaled, mirrored by chance where `mirrored`
-    (B,) allows, tinted and softened; white stays white."""
+def halve(pictures: Pictures) -> Pictures:
+    """uint8 (N, Y, X, 3) at half the size: what is drawn is still seen there, at a quarter of the cost."""
+    wide = pictures.astype(np.uint16)
+    total = wide[:, ::2, ::2] + wide[:, 1::2, ::2] + wide[:, ::2, 1::2] + wide[:, 1::2, 1::2]
+    return ((total + 2) // 4).astype(np.uint8)
+
+
+def augment(pictures: Tensor, mirrored: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Pictures (B, 3, Y, X) in [-1, 1] as (B, 3, side, side), in other places, shapes and colours, a bit softer, and
+    mirrored by chance where `mirrored` (B,) allows; white stays white."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(len(pictures), *shape, generator=generator)
 
-    zoom, side = uniform(0.88, 1.1), torch.where(mirrored & (uniform(0, 1) < 0.5), -1.0, 1.0)
-    affine = torch.zeros(len(pictures), 2, 3)
-    affine[:, 0, 0], affine[:, 1, 1] = side / zoom, 1 / zoom
-    affine[:, :, 2] = uniform(-0.08, 0.08, 2)
-    grid = F.affine_grid(affine, list(pictures.shape), align_corners=False)
+    affine = uniform(-0.12, 0.12, 2, 3)  # turned, stretched and moved a bit
+    affine[:, 0, 0] += torch.where(mirrored & (uniform(0, 1) < 0.5), -1.0, 1.0) / uniform(0.85, 1.1)
+    affine[:, 1, 1] += 1 / uniform(0.85, 1.1)
+    grid = F.affine_grid(affine, [len(pictures), 3, side, side], align_corners=False)
     ink = F.grid_sample(1 - pictures, grid, align_corners=False)  # beyond the edge there is no ink
-    for axis in (-1, -2):  # a mean with the neighbour; a 3x3 pooling would cost three times as much
+    for axis in (-1, -2):
         ink = torch.lerp(ink, ink.roll(1, axis), uniform(0, 0.5, 1, 1, 1))
-    ink = ink * uniform(0.88, 1.12, 1, 1, 1) * uniform(0.94, 1.06, 3, 1, 1)
+    grey = torch.full((3, 3), 1 / 3)
+    colour = torch.lerp(torch.eye(3), grey, uniform(-0.2, 0.6, 1, 1)) * uniform(0.8, 1.2, 1, 1)
+    ink = ((colour + uniform(-0.1, 0.1, 3, 3)) @ ink.flatten(2)).view_as(ink)
     return (1 - ink).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
 
 
@@ -157,5 +198,5 @@ def picture_features(
 ) -> Tensor:
     """uint8 (N, Y, X, 3), or the `rows` of a data set that is larger than memory, -> features (N, C)."""
     device, places = judge.log_scale.device, list(range(len(pictures)) if rows is None else rows)
-    parts = (to_signed(pictures[places[i : i + batch]]).to(device) for i in range(0, len(places), batch))
+    parts = (to_signed(halve(pictures[places[i : i + batch]])).to(device) for i in range(0, len(places), batch))
     return torch.cat([judge.vision(part).float().cpu() for part in parts])

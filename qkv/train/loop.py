@@ -2,12 +2,13 @@
 
     RUN/checkpoints/   full states (see checkpoint.py)        RUN/config.json    the resolved configuration
         metrics.jsonl  a record every `log_every` steps           loss.png       its curves
-        samples/       pictures drawn with the averaged weights   lock           held while training
+        samples/       what the averaged weights draw or write    lock           held while training
 
 Everything random is a function of (seed, step): `batches(step)` returns the batch of a step, and the objective
 draws from a generator made for the step (global draws, as dropout's, are seeded with it). So a resumed run equals
 an unbroken one bit for bit on the same CPU, and no random state is saved. bf16 is autocast over fp32 weights.
-Left out: gradient accumulation and several processes (contrastive objectives need their batch whole).
+Frozen weights are where the recipe took them from: the average shares them, and checkpoints leave them out.
+Left out: several processes.
 """
 
 import contextlib
@@ -17,10 +18,8 @@ import hashlib
 import io
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,16 +32,18 @@ from torch import Tensor, nn
 from qkv.config import as_dict
 from qkv.errors import CheckpointError, ConfigError, InputError, MissingDependencyError, QkvError, shorten
 from qkv.train import checkpoint, curve
+from qkv.train.batch import parts, rows, to_device
 from qkv.train.optim import (
     OptimConfig,
-    adamw,
     ema_decay,
     ema_update,
     learning_rate,
     optimizer_tensors,
-    restore_optimizer,
+    optimizers,
+    restore_optimizers,
 )
 from qkv.train.progress import Meter
+from qkv.train.signals import stop_signals
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
@@ -52,9 +53,14 @@ CADENCE = {f"fit.{key}" for key in ("steps", "minutes", "save_every", "sample_ev
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How long and how to train; `minutes` ends this invocation (with a checkpoint), not the run."""
+    """How long and how to train; `minutes` ends this invocation (with a checkpoint), not the run.
+
+    `accumulate` takes a step's batch in so many parts, one after the other, to need less memory: the same gradient,
+    but for objectives that compare the examples of a batch with one another.
+    """
 
     steps: int
+    accumulate: int = 1
     seed: int = 0
     dtype: Literal["bf16", "fp32"] = "bf16"
     ema: float = 0.999
@@ -66,7 +72,7 @@ class FitConfig:
     minutes: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "save_every", "sample_every", "keep"):
+        for name in ("steps", "accumulate", "log_every", "save_every", "sample_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be 1 or more")
         if not 0 <= self.ema < 1:
@@ -77,10 +83,14 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class Loss:
-    """What an objective returns: a scalar to minimise, and numbers to log."""
+    """What an objective returns: a scalar to minimise, and numbers to log.
+
+    `count` is the number of things that `value` is the mean over (tokens) where these are not the batch's examples.
+    """
 
     value: Tensor
     metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
+    count: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +117,7 @@ def fit(
     *,
     recipe: Mapping[str, Any] | None = None,
     resume: bool = False,
-    samples: Callable[[Model, int], Image | None] | None = None,
+    samples: Callable[[Model, int], Image | str | None] | None = None,
     validate: Callable[[Model, int], Mapping[str, float]] | None = None,
     progress: bool = True,
 ) -> Result[Model]:
@@ -130,10 +140,10 @@ def fit(
         run = _Run(model, config, folder, as_dict({**(recipe or {}), "fit": config}), progress)
         run.open(resume)
         stack.enter_context(run.meter)
-        stop = stack.enter_context(_stop_signals())
+        stop = stack.enter_context(stop_signals())
         stack.enter_context(torch.random.fork_rng([run.device] if run.device.type == "cuda" else []))
         for batch in stack.enter_context(contextlib.closing(_ahead(batches, run.step, config.steps))):
-            run.advance(objective, _to(batch, run.device))
+            run.advance(objective, to_device(batch, run.device))
             if stop.is_set() or time.monotonic() >= deadline:
                 ended = "signal" if stop.is_set() else "minutes"
                 break
@@ -173,8 +183,10 @@ class _Run(Generic[Model]):
 
     def __init__(self, model: Model, config: FitConfig, folder: Path, facts: dict[str, Any], progress: bool):
         self.model, self.config, self.folder, self.facts = model.train(), config, folder, facts
-        self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        self.optimizer = adamw(model, config.optim)
+        self.frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+        self.average = copy.deepcopy(model, shared).eval().requires_grad_(False)
+        self.optimizers = optimizers(model, config.optim)
         self.device = next(model.parameters()).device
         self.machine = {"torch": torch.__version__, "device": self.device.type, "threads": torch.get_num_threads()}
         self.metrics = folder / "metrics.jsonl"
@@ -201,28 +213,32 @@ class _Run(Generic[Model]):
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         try:
             _check_unchanged(saved.facts["config"], json.loads(json.dumps(self.facts)), saved.path)
-            self.model.load_state_dict(saved.groups["model"])
-            self.average.load_state_dict(saved.groups["ema"])
-            restore_optimizer(self.optimizer, self.model, saved.groups["optimizer"])
+            for module, group in ((self.model, "model"), (self.average, "ema")):
+                missing, surplus = module.load_state_dict(saved.groups[group], strict=False)
+                if surplus or not self.frozen.issuperset(missing):
+                    raise KeyError(", ".join([*surplus, *sorted(set(missing) - self.frozen)]))
+            restore_optimizers(self.optimizers, self.model, saved.groups["optimizer"])
             self.step, self.history = saved.step, _History(**saved.facts["history"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{saved.path} does not fit this model: {shorten(str(error), 300)}") from error
 
     def save(self) -> Path:
         groups = {
-            "model": self.model.state_dict(),
-            "ema": self.average.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer, self.model),
+            "model": self._trained(self.model),
+            "ema": self._trained(self.average),
+            "optimizer": optimizer_tensors(self.optimizers, self.model),
         }
         facts = {"config": self.facts, "machine": self.machine, "history": dataclasses.asdict(self.history)}
         return checkpoint.save(self.folder, self.step, groups, facts, self.config.keep)
+
+    def _trained(self, model: nn.Module) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in model.state_dict().items() if name not in self.frozen}
 
     def advance(self, objective: Callable[[Model, Batch, torch.Generator], Loss], batch: Batch) -> None:
         """One step: loss, gradient, update, average, and a record where one is due."""
         began, config, history = time.monotonic(), self.config, self.history
         generator = _seed(config.seed, self.step, self.device)
-        with self._autocast():
-            loss = objective(self.model, batch, generator)
+        loss = self._gradient(objective, batch, generator)
         rate = learning_rate(config.optim, self.step, config.steps)
         norm = self._descend(loss.value, rate)
         if norm is None:
@@ -231,7 +247,7 @@ class _Run(Generic[Model]):
         else:
             history.skipped_in_row = 0
             ema_update(self.average, self.model, ema_decay(config.ema, self.step))
-            for name, value in {"loss": loss.value.detach(), **loss.metrics, "norm": norm}.items():
+            for name, value in {"loss": loss.value, **loss.metrics, "norm": norm}.items():
                 history.window.setdefault(name, []).append(float(value))
         self.step += 1
         history.seconds += time.monotonic() - began
@@ -242,41 +258,69 @@ class _Run(Generic[Model]):
                 f"train anew from the last good checkpoint ({last or 'none is saved yet'})"
             )
         if norm is not None:
-            self.meter.tick(self.step, history.window["loss"][-1], _items(batch))
+            self.meter.tick(self.step, history.window["loss"][-1], loss.count or rows(batch))
         if self.step % config.log_every == 0 and history.window:
             means = {name: math.fsum(values) / len(values) for name, values in history.window.items()}
             history.window = {}
             kept = {"lr": rate, "skipped": history.skipped, "seconds": round(history.seconds, 3)}
             curve.append(self.metrics, {"step": self.step, **means, **kept})
 
+    def _gradient(
+        self, objective: Callable[[Model, Batch, torch.Generator], Loss], batch: Batch, generator: torch.Generator
+    ) -> Loss:
+        """The batch's loss, its gradient left in the parameters; each part weighs as much as it is the mean over."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        done: list[tuple[Loss, int]] = []
+        for part in parts(batch, self.config.accumulate):
+            with self._autocast():
+                loss = objective(self.model, part, generator)
+            weight = rows(part) if loss.count is None else loss.count
+            (loss.value if self.config.accumulate == 1 else loss.value * weight).backward()
+            done.append((dataclasses.replace(loss, value=loss.value.detach()), weight))
+        return done[0][0] if self.config.accumulate == 1 else self._mean(done)
+
+    def _mean(self, done: Sequence[tuple[Loss, int]]) -> Loss:
+        """The loss of all parts together, the gradient divided as it is."""
+        total = sum(weight for _, weight in done)
+        torch._foreach_div_([p.grad for p in self.model.parameters() if p.grad is not None], total)
+        first = done[0][0]
+        return Loss(
+            torch.stack([loss.value * weight for loss, weight in done]).sum() / total,
+            {name: sum(float(loss.metrics[name]) * weight for loss, weight in done) / total for name in first.metrics},
+            count=None if first.count is None else total,
+        )
+
     def _descend(self, loss: Tensor, rate: float) -> float | None:
         """Update the weights; the gradient's norm before clipping, or None (and no update) if it is not finite."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip))
         if not (math.isfinite(norm) and math.isfinite(loss.item())):
             return None
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         return norm
 
     def show(
         self,
-        samples: Callable[[Model, int], Image | None] | None,
+        samples: Callable[[Model, int], Image | str | None] | None,
         validate: Callable[[Model, int], Mapping[str, float]] | None,
     ) -> None:
-        """What the averaged model can do by now: numbers in metrics.jsonl, a picture in samples/, the curves."""
+        """What the averaged model can do by now: numbers in metrics.jsonl, a sample in samples/, the curves."""
         with torch.no_grad(), self._autocast():
             numbers = validate(self.average, self.step) if validate else {}
-            picture = samples(self.average, self.step) if samples else None
+            sample = samples(self.average, self.step) if samples else None
         if numbers:
             curve.append(self.metrics, {"step": self.step, **numbers})
             self.meter.say(f"step {self.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
-        if picture:
+        path = self.folder / "samples" / f"{self.step:08d}"
+        if isinstance(sample, str):
+            checkpoint.write_atomically(path.with_suffix(".txt"), sample.encode())
+        elif sample:
             data = io.BytesIO()
-            picture.save(data, format="png")
-            checkpoint.write_atomically(self.folder / "samples" / f"{self.step:08d}.png", data.getvalue())
+            sample.save(data, format="png")
+            checkpoint.write_atomically(path.with_suffix(".png"), data.getvalue())
         self.plot()
 
     def plot(self) -> None:
@@ -325,50 +369,3 @@ def _ahead(batches: Callable[[int], Batch], start: int, stop: int) -> Generator[
             batch = upcoming.result()
             upcoming = thread.submit(batches, step) if step < stop else None
             yield batch
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    """`batch` with its tensors on `device`."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: _to(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        values = [_to(value, device) for value in batch]
-        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)  # a NamedTuple, or plain
-    return batch
-
-
-def _items(batch: Any) -> int:
-    """The number of examples: the length of the first tensor in `batch`."""
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else 0
-    if isinstance(batch, Mapping | tuple | list):
-        values = batch.values() if isinstance(batch, Mapping) else batch
-        return next((count for count in map(_items, values) if count), 0)
-    return 0
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Set by the first SIGINT or SIGTERM; a second one does what it did before. Only in the main thread."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def first(number: int, frame: object) -> None:
-        stop.set()
-        restore()
-
-    for number in before:
-        signal.signal(number, first)
-    try:
-        yield stop
-    finally:
-        restore()

@@ -44,15 +44,16 @@ def opponent(pictures: Tensor) -> Tensor:
 
 
 def contrasting(pictures: Tensor, texts: Tensor, log_scale: Tensor, same: Tensor) -> Tensor:
-    """CLIP (2103.00020), figure 3: each picture finds its text among the batch's, each text its picture.
+    """CLIP (2103.00020), figure 3: each picture finds its text, each of their texts its picture.
 
-    pictures and texts (B, P), of length 1; `same` (B, B) is True where two pairs show one concept: such are not
-    held against each other.
+    pictures (B, P) and texts (B + N, P), of length 1: first those of the pictures, then N that are only wrong answers;
+    `same` (B, B + N) is True where both show one concept: such are not held against each other.
     """
-    logits = log_scale.exp().clamp(max=100) * pictures.float() @ texts.float().mT  # (B, B)
+    logits = log_scale.exp().clamp(max=100) * pictures.float() @ texts.float().mT  # (B, B + N)
     here = torch.arange(len(logits), device=logits.device)
-    logits = logits.masked_fill(same & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device), -torch.inf)
-    return 0.5 * (F.cross_entropy(logits, here) + F.cross_entropy(logits.mT, here))
+    own = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
+    logits = logits.masked_fill(same & ~own, -torch.inf)
+    return 0.5 * (F.cross_entropy(logits, here) + F.cross_entropy(logits[:, : len(here)].mT, here))
 
 
 def distilling(students: Tensor, teachers: Tensor, *, temperature: float = 0.05) -> Tensor:
@@ -73,15 +74,19 @@ def denoising(
     bar: Tensor,
     prediction: Prediction,
     generator: torch.Generator,
+    *,
+    tilt: float = 1.0,
 ) -> Tensor:
     """DDPM (2006.11239), algorithm 1, for epsilon or v (2202.00512, eq. in section 4): the mean squared error at random
     times, one from each B-th of the schedule, so that a batch's loss says little about its luck.
 
-    latent (B, C, y, x); `bar` (N,) is alpha squared at each training step; network(noisy, time (B,)).
+    latent (B, C, y, x); `bar` (N,) is alpha squared at each training step; network(noisy, time (B,)). Times are drawn
+    as u ** tilt: above 1 there are more at low noise, which small latents need, since the same noise hides more of
+    them (2301.11093, section 3.1).
     """
     B, N = len(latent), len(bar)
     spread = torch.rand(B, generator=generator, device=latent.device)
-    time = ((torch.arange(B, device=latent.device) + spread) / B * N).long().clamp(max=N - 1)
+    time = (((torch.arange(B, device=latent.device) + spread) / B) ** tilt * N).long().clamp(max=N - 1)
     alpha = bar[time].sqrt().float()[:, None, None, None]
     sigma = (1 - bar[time]).sqrt().float()[:, None, None, None]
     noise = torch.randn(latent.shape, generator=generator, device=latent.device)

@@ -1,44 +1,56 @@
-"""AdamW, learning-rate schedules, and the running average of the weights.
+"""The optimisers of a model, learning-rate schedules, and the running average of the weights.
 
-AdamW: Loshchilov and Hutter 2019. Schedules are plain functions of the step, so that nothing of them has to be
-saved: cosine (Loshchilov and Hutter 2017), inverse square root (Vaswani et al. 2017, section 5.3). The averaged
-weights (EMA) are what is sampled from and exported; diffusion models need them.
-Left out: other optimisers, per-layer learning rates, loss scaling (bf16 has the exponents of fp32).
+AdamW: Loshchilov and Hutter 2019; Muon: muon.py. Schedules are plain functions of the step, so that nothing of them has
+to be saved: cosine (Loshchilov and Hutter 2017), inverse square root (Vaswani et al. 2017, section 5.3), and warm-up,
+stable, decay (MiniCPM, 2404.06395, section 4). The averaged weights (EMA) are what is sampled from and exported;
+diffusion models need them.
+Left out: per-layer learning rates, loss scaling (bf16 has the exponents of fp32).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from qkv.core.block import Block
 from qkv.errors import CheckpointError, ConfigError
+from qkv.train.muon import Muon
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule; `clip` bounds the gradient's norm, `floor` is cosine's last fraction of `lr`."""
+    """Optimiser and schedule; `clip` bounds the gradient's norm, `floor` is the last fraction of `lr` that cosine and
+    wsd fall to, the latter in the last `cooldown` of the steps.
 
+    "muon" is for the matrices of the model's blocks, with `momentum`; everything else keeps AdamW, with `betas`.
+    """
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 5e-4
+    momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip: float = 1.0
-    schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
+    schedule: Literal["constant", "cosine", "inverse_sqrt", "wsd"] = "constant"
     warmup: int = 100
     floor: float = 0.0
+    cooldown: float = 0.4
 
     def __post_init__(self) -> None:
         for name, good, expected in (
             ("lr", self.lr > 0, "above 0"),
+            ("momentum", 0 <= self.momentum < 1, "from 0 to below 1"),
             ("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
             ("eps", self.eps > 0, "above 0"),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("clip", self.clip > 0, "above 0"),
             ("warmup", self.warmup >= 0, "0 or more steps"),
             ("floor", 0 <= self.floor <= 1, "from 0 to 1"),
+            ("cooldown", 0 < self.cooldown <= 1, "above 0, to 1"),
         ):
             if not good:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be {expected}")
@@ -59,6 +71,12 @@ def inverse_sqrt(step: int, warmup: int) -> float:
     return math.sqrt(max(warmup, 1) / max(step + 1, warmup, 1))
 
 
+def wsd(step: int, steps: int, cooldown: float, floor: float) -> float:
+    """1 until the last `cooldown` of the steps, then falling straight to `floor` after the last."""
+    left = max(steps - step, 0) / (cooldown * steps)
+    return floor + (1 - floor) * min(1.0, left)
+
+
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     """The rate of step 0, 1, ... of `steps`."""
     factor = warm_up(step, config.warmup)
@@ -66,14 +84,34 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
         factor *= cosine(step, steps, config.floor)
     elif config.schedule == "inverse_sqrt":
         factor *= inverse_sqrt(step, config.warmup)
+    elif config.schedule == "wsd":
+        factor *= wsd(step, steps, config.cooldown, config.floor)
     return config.lr * factor
 
 
-def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that are trained; gains and biases (1-d) are not decayed."""
+def optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """Those of `config` over the parameters that are trained, each parameter in one of them."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise ConfigError("the model has no parameter to train; every requires_grad is False")
+    if config.optimizer == "adamw":
+        return [adamw(trained, config)]
+    hidden = {id(p): p for p in hidden_matrices(model) if p.requires_grad}
+    if not hidden:
+        raise ConfigError("optimizer=muon trains the matrices of blocks, and this model has none; use adamw")
+    muon = Muon(hidden.values(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    rest = [p for p in trained if id(p) not in hidden]
+    return [muon, adamw(rest, config)] if rest else [muon]
+
+
+def hidden_matrices(model: nn.Module) -> list[Tensor]:
+    """The weights of the linear layers inside the model's blocks: not embeddings, heads and projections around them."""
+    blocks = (module for module in model.modules() if isinstance(module, Block))
+    return [layer.weight for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
+
+
+def adamw(trained: Sequence[Tensor], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over `trained`; gains and biases (1-d) are not decayed."""
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
@@ -83,18 +121,22 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's state as `parameter.key` -> tensor, e.g. `conv.weight.exp_avg`."""
+def optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer], model: nn.Module) -> dict[str, Tensor]:
+    """The optimisers' state as `parameter.key` -> tensor, e.g. `conv.weight.exp_avg`."""
     return {
         f"{name}.{key}": value
         for name, parameter in model.named_parameters()
+        for optimizer in optimizers
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizers(
+    optimizers: Sequence[torch.optim.Optimizer], model: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
     """Put `optimizer_tensors` back. Raises CheckpointError where they belong to other parameters."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    owners = {p: owner for owner in optimizers for group in owner.param_groups for p in group["params"]}
     for full, value in tensors.items():
         name, _, key = full.rpartition(".")
         parameter = parameters.get(name)
@@ -104,7 +146,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
             )
         # A moment keeps its parameter's memory order (channels-last), or the fused kernel mixes up its values.
         like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
-        optimizer.state[parameter][key] = like.to(parameter.device).copy_(value).detach()
+        owners[parameter].state[parameter][key] = like.to(parameter.device).copy_(value).detach()
 
 
 def ema_decay(decay: float, step: int) -> float:

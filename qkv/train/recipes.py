@@ -32,13 +32,30 @@ Task = tuple[type[Any], Callable[[Any, Context], Result[Any]]]
 
 def tasks() -> dict[str, Task]:
     """The tasks by name; imported here, since each pulls in its own part of the package."""
-    from qkv.train import autoencoder, clip, diffusion, judge
+    from qkv.train import (
+        autoencoder,
+        classify,
+        clip,
+        diffusion,
+        finetune,
+        judge,
+        language,
+        masked,
+        preference,
+        translation,
+    )
 
     return {
         "autoencoder": (autoencoder.Recipe, autoencoder.train),
+        "chat": (finetune.Recipe, finetune.train),
+        "classify": (classify.Recipe, classify.train),
         "clip": (clip.Recipe, clip.train),
         "diffusion": (diffusion.Recipe, diffusion.train),
         "judge": (judge.Recipe, judge.train),
+        "language": (language.Recipe, language.train),
+        "masked": (masked.Recipe, masked.train),
+        "preference": (preference.Recipe, preference.train),
+        "translation": (translation.Recipe, translation.train),
     }
 
 

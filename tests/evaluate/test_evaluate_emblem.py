@@ -28,7 +28,7 @@ def random_judge() -> tuple[Judge, Tokenizer]:
     text = TextConfig(
         vocab=514, context=48, dim=16, layers=1, heads=2, ffn_dim=32, proj_dim=16, start=512, end=513, pad=513
     )
-    return Judge(JudgeConfig(text=text, dims=(8, 16), layers=(1, 1))).eval(), train_tokenizer(["a b"], 514)
+    return Judge(JudgeConfig(text=text, stem=8, dims=(8, 16), layers=(1, 1))).eval(), train_tokenizer(["a b"], 514)
 
 
 @pytest.fixture

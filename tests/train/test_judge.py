@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from qkv.data.captions import plain_caption
 from qkv.data.emblem import EmblemData
 from qkv.data.items import Item
 from qkv.errors import CheckpointError, ConfigError
@@ -14,8 +15,8 @@ from qkv.models.clip import TextConfig
 from qkv.models.judge import Judge, JudgeConfig, embed_captions, ranks, tokenize
 from qkv.text.tokenizer import Tokenizer, train_tokenizer
 from qkv.train import judge as recipe
-from qkv.train.data import Draw
-from qkv.train.judge import JudgeBatches, augment, contrast, mirrors, picture_features, top_1
+from qkv.train.data import Draw, to_signed
+from qkv.train.judge import JudgeBatches, augment, contrast, halve, mirrors, picture_features, top_1
 from qkv.train.recipes import run
 from qkv.weights.judge import load_judge, save_judge
 
@@ -31,7 +32,7 @@ def text_config(**values: int) -> TextConfig:
 
 def small_judge(seed: int = 0) -> Judge:
     torch.manual_seed(seed)
-    return Judge(JudgeConfig(text=text_config(), dims=(8, 16), layers=(1, 1)))
+    return Judge(JudgeConfig(text=text_config(), stem=8, dims=(8, 16), layers=(1, 1)))
 
 
 def make_item(row: int, name: str, style: str = "flat", **values: object) -> Item:
@@ -62,23 +63,7 @@ def tokenizer() -> Tokenizer:
 
 def batches(data: EmblemData, tokenizer: Tokenizer, batch: int = 8) -> JudgeBatches:
     draw = Draw.of(range(len(data.items)), [1.0] * len(data.items), batch, 5)
-    return JudgeBatches(data.pictures, data.items, tokenizer, 24, draw, 4)
-
-
-def test_loss_is_clips_without_variants_and_with_further_texts() -> None:
-    judge = small_judge().double()
-    batch = {
-        "pictures": torch.randn(4, 3, 128, 128, dtype=torch.float64),
-        "ids": torch.randint(0, VOCAB - 2, (6, 6)),
-        "base": torch.tensor([0, 1, 0, 2, 1, 5]),
-    }
-    batch["ids"][:, -1] = VOCAB - 1
-    table = judge.logits(batch["pictures"], batch["ids"]).detach().numpy()
-    texts = [[0, 1, 3, 4, 5], [0, 1, 2, 3, 5], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]  # that picture i is asked about
-    pictures = [[0, 1, 3], [0, 1, 2, 3], [1, 2, 3], [0, 1, 2, 3]]  # that text i is asked about
-    terms = [np.log(np.exp(table[i, texts[i]]).sum()) - table[i, i] for i in range(4)]
-    terms += [np.log(np.exp(table[pictures[i], i]).sum()) - table[i, i] for i in range(4)]
-    assert contrast(judge, batch, torch.Generator()).value.item() == pytest.approx(np.mean(terms), rel=1e-5)
+    return JudgeBatches.of(data, tokenizer, 24, draw, steps=10)
 
 
 def test_overfits_one_batch(squares: EmblemData, tokenizer: Tokenizer) -> None:
@@ -96,23 +81,50 @@ def test_overfits_one_batch(squares: EmblemData, tokenizer: Tokenizer) -> None:
 
 
 def test_batches_depend_on_the_step_alone(squares: EmblemData, tokenizer: Tokenizer) -> None:
-    first, again, other = (batches(squares, tokenizer)(step) for step in (3, 3, 4))
+    first, again, other = (batches(squares, tokenizer)(step) for step in (8, 8, 9))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["pictures"], other["pictures"])
     assert first["pictures"].is_contiguous(memory_format=torch.channels_last)
-    assert [len(first[key]) for key in ("pictures", "ids", "base")] == [8, 12, 12]
-    same = [squares.items[row].base for row in batches(squares, tokenizer).draw.at(3)]
-    assert [[a == b for b in same] for a in same] == (first["base"][:8, None] == first["base"][:8]).tolist()
+    assert first["pictures"].shape == (8, 3, 64, 64)
+    sides = [batches(squares, tokenizer)(step)["pictures"].shape[-1] for step in (0, 2, 4, 6, 10)]
+    assert sides == [32, 40, 48, 56, 64]  # small ones come first
+
+
+def test_every_base_is_asked_about(squares: EmblemData, tokenizer: Tokenizer) -> None:
+    few = batches(squares, tokenizer, batch=2)
+    known = {tuple(ids.tolist()): i // few.captions.shape[1] for i, ids in enumerate(few.captions.flatten(0, 1))}
+    for step in range(20):
+        lesson = few(step)
+        asked = [known[tuple(ids.tolist())] for ids in lesson["ids"]]
+        shown = [NAMES.index(squares.items[row].name) for row in few.draw.at(step)]
+        assert asked[:2] == shown  # first the captions of the pictures
+        assert sorted(asked[2:]) == sorted(set(range(4)) - set(shown))
+        assert [[a == b for b in asked] for a in shown] == lesson["same"].tolist()
+
+
+def test_captions_leave_style_and_tone_to_chance(squares: EmblemData, tokenizer: Tokenizer) -> None:
+    tones = ("", "light", "dark", "medium")
+    items = [replace(item, tone=tones[i] if item.name == "red" else "") for i, item in enumerate(squares.items[:4])]
+    found = batches(replace(squares, items=items), tokenizer).captions
+    plain = [replace(items[0], style=style, tone=tone) for style in ("flat", "3d", "noto") for tone in tones]
+    spoken = tokenize(tokenizer, [plain_caption(item) for item in plain], 24)
+    assert {text(ids) for ids in found[0]} < {text(ids) for ids in spoken}
+    assert len({text(ids) for ids in found[1]}) == 3  # green, in each style
+
+
+def text(ids: torch.Tensor) -> tuple[int, ...]:
+    """Without its padding, which depends on the others."""
+    return tuple(ids[: ids.tolist().index(VOCAB - 1)].tolist())
 
 
 def test_augmented_pictures_keep_white_white_and_show_the_same(squares: EmblemData) -> None:
     generator = torch.Generator().manual_seed(0)
-    white = torch.ones(4, 3, 128, 128)
-    assert torch.equal(augment(white, torch.ones(4, dtype=torch.bool), generator), white)
-    red = torch.from_numpy(squares.pictures[[1]]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    found = augment(red.expand(16, -1, -1, -1), torch.zeros(16, dtype=torch.bool), generator)
-    assert (found[:, 0, 64, 64] > found[:, 1, 64, 64] + 0.8).all()  # still red in the middle
-    assert (found[:, :, 2, 2] > 0.99).all()  # and nothing in the corner
+    white = torch.ones(4, 3, 64, 64)
+    assert torch.equal(augment(white, torch.ones(4, dtype=torch.bool), 48, generator), white[..., :48, :48])
+    red = to_signed(halve(squares.pictures[[1]]))
+    found = augment(red.expand(16, -1, -1, -1), torch.zeros(16, dtype=torch.bool), 64, generator)
+    assert (found[:, 0, 32, 32] > found[:, 1, 32, 32] + 0.3).all()  # still red in the middle
+    assert (found[:, :, 1, 1] > 0.99).all()  # and nothing in the corner
     assert len({round(float(value), 4) for value in found.mean((1, 2, 3))}) > 12
 
 
@@ -120,13 +132,19 @@ def test_only_what_may_be_is_mirrored() -> None:
     names = {"dog": True, "backhand index pointing left": False, "right-facing fist": False}
     assert {name: mirrors(make_item(0, name)) for name in names} == {**names}
     assert not mirrors(make_item(0, "copyright", group="symbols"))
-    half = torch.ones(64, 3, 128, 128)
-    half[..., :64] = -1  # black on the left
+    half = torch.ones(64, 3, 64, 64)
+    half[..., :32] = -1  # black on the left
     generator = torch.Generator().manual_seed(0)
-    kept = augment(half, torch.zeros(64, dtype=torch.bool), generator)
-    turned = augment(half, torch.ones(64, dtype=torch.bool), generator)
-    assert (kept[:, :, 64, 24].mean(1) < kept[:, :, 64, 104].mean(1)).all()
-    assert 16 < (turned[:, :, 64, 24].mean(1) > turned[:, :, 64, 104].mean(1)).sum() < 48
+    kept = augment(half, torch.zeros(64, dtype=torch.bool), 64, generator)
+    turned = augment(half, torch.ones(64, dtype=torch.bool), 64, generator)
+    assert (kept[:, :, 32, 12].mean(1) < kept[:, :, 32, 52].mean(1)).all()
+    assert 16 < (turned[:, :, 32, 12].mean(1) > turned[:, :, 32, 52].mean(1)).sum() < 48
+
+
+def test_halved_pictures_are_the_means() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 6, 3), np.uint8)
+    mean = pictures.reshape(3, 4, 2, 3, 2, 3).mean((2, 4))
+    assert np.abs(halve(pictures) - mean).max() <= 0.5
 
 
 def test_ranks_are_those_of_the_plain_scores(squares: EmblemData, tokenizer: Tokenizer) -> None:
@@ -167,8 +185,8 @@ def test_the_recipe_trains_a_judge(tmp_path: Path, squares: EmblemData, monkeypa
     file.write_text(
         f"""task = "judge"
 batch = 12
-texts = 4
 [model]
+stem = 8
 dims = [8, 16]
 layers = [1, 1]
 [model.text]

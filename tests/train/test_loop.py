@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qkv.errors import ConfigError, InputError, MissingDependencyError
+from qkv.errors import CheckpointError, ConfigError, InputError, MissingDependencyError
 from qkv.train import curve
+from qkv.train.batch import rows, to_device
 from qkv.train.checkpoint import load, load_ema
-from qkv.train.loop import FitConfig, Loss, Result, _items, _to, fit
-from qkv.train.optim import OptimConfig, adamw, ema_decay, ema_update, learning_rate, optimizer_tensors
+from qkv.train.loop import FitConfig, Loss, Result, fit
+from qkv.train.optim import OptimConfig, ema_decay, ema_update, learning_rate, optimizer_tensors, optimizers
 
 FAST = OptimConfig(lr=1e-2, warmup=5)
 plot = curve.plot
@@ -192,6 +193,45 @@ def test_each_step_draws_its_own_noise(tmp_path: Path) -> None:
     assert len({number for pair in drawn for number in pair}) == 8  # nor are the two generators the same
 
 
+@pytest.mark.parametrize("accumulate", [2, 3, 9])
+def test_accumulated_parts_are_the_whole_batch(tmp_path: Path, accumulate: int) -> None:
+    def objective(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Loss:
+        loss = model(batch["pixels"]).square().mean()
+        return Loss(loss, {"part": loss.detach()})
+
+    models, logged = [], []
+    for count in (1, accumulate):
+        model = nn.Sequential(*(module for module in toy() if not isinstance(module, nn.Dropout)))
+        config = FitConfig(steps=3, dtype="fp32", accumulate=count, log_every=1, optim=FAST)
+        fit(model, batches, objective, config, tmp_path / str(count), progress=False)
+        models.append(model)
+        logged.append([(record["loss"], record["part"]) for record in records(tmp_path / str(count))])
+    for one, other in zip(models[0].parameters(), models[1].parameters()):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    for one, other in zip(*logged):
+        assert other == pytest.approx(one, rel=1e-4)
+
+
+def test_a_sample_may_be_a_text(tmp_path: Path) -> None:
+    train(tmp_path, 4, sample_every=2, samples=lambda _, step: f"step {step} — é")
+    assert (tmp_path / "samples/00000004.txt").read_text(encoding="utf-8") == "step 4 — é"
+
+
+def test_frozen_weights_are_shared_and_left_out_of_checkpoints(tmp_path: Path) -> None:
+    model = toy()
+    model[6].requires_grad_(False)
+    result = train(tmp_path, 4, model=model)
+    assert result.model.get_parameter("6.weight") is model[6].weight
+    saved = load(tmp_path)
+    assert saved is not None
+    assert not {"6.weight", "6.bias"} & saved.groups["model"].keys()
+    again = toy()
+    again[6].requires_grad_(False)
+    assert train(tmp_path, 6, model=again, resume=True).steps == 6
+    with pytest.raises(CheckpointError, match="does not fit this model: .*6.weight"):
+        train(tmp_path, 8, resume=True)
+
+
 def test_the_callers_generator_is_left_alone(tmp_path: Path) -> None:
     model = toy()
     before = torch.get_rng_state()
@@ -243,8 +283,8 @@ class Pair(NamedTuple):
 @pytest.mark.parametrize("wrap", [lambda t: t, lambda t: [t], lambda t: (1, {"a": t}), lambda t: Pair(t, t.sum())])
 def test_batches_of_any_shape_are_moved_and_counted(wrap: Callable[[Tensor], object]) -> None:
     batch = wrap(torch.zeros(5, 2))
-    assert _items(batch) == 5
-    moved = _to(batch, torch.device("meta"))
+    assert rows(batch) == 5
+    moved = to_device(batch, torch.device("meta"))
     assert type(moved) is type(batch)
     assert str(moved).count("device='meta'") == str(batch).count("tensor(")
 
@@ -267,6 +307,7 @@ def test_lines_without_a_terminal(
         ({"steps": 1, "ema": 1.0}, "ema=1.0"),
         ({"steps": 1, "minutes": -1.0}, "minutes=-1.0"),
         ({"steps": 1, "keep": 0}, "keep=0"),
+        ({"steps": 1, "accumulate": 0}, "accumulate=0"),
     ],
 )
 def test_wrong_settings(wrong: dict[str, float], message: str) -> None:
@@ -297,7 +338,8 @@ def test_schedules(schedule: str, points: dict[int, float]) -> None:
 
 
 def test_gains_and_biases_are_not_decayed() -> None:
-    decayed, plain = adamw(toy(), OptimConfig(weight_decay=0.1)).param_groups
+    (adamw,) = optimizers(toy(), OptimConfig(weight_decay=0.1))
+    decayed, plain = adamw.param_groups
     assert decayed["weight_decay"] == 0.1
     assert all(p.dim() > 1 for p in decayed["params"])
     assert plain["weight_decay"] == 0.0
@@ -307,15 +349,15 @@ def test_gains_and_biases_are_not_decayed() -> None:
 
 def test_nothing_to_train() -> None:
     with pytest.raises(ConfigError, match="no parameter to train"):
-        adamw(toy().requires_grad_(False), OptimConfig())
+        optimizers(toy().requires_grad_(False), OptimConfig())
 
 
 def test_optimizer_state_has_names() -> None:
     model = toy()
-    optimizer = adamw(model, OptimConfig())
+    (adamw,) = optimizers(model, OptimConfig())
     model(torch.randn(1, 3, 8, 8)).sum().backward()
-    optimizer.step()
-    assert {name for name in optimizer_tensors(optimizer, model) if name.startswith("0.")} == {
+    adamw.step()
+    assert {name for name in optimizer_tensors([adamw], model) if name.startswith("0.")} == {
         f"0.{kind}.{key}" for kind in ("weight", "bias") for key in ("step", "exp_avg", "exp_avg_sq")
     }
 

@@ -99,6 +99,19 @@ def test_contrasting_does_not_hold_one_concept_against_itself() -> None:
     assert contrasting(pictures, pictures, torch.tensor(4.0), same) < 0.7 * blamed
 
 
+def test_contrasting_counts_further_texts_as_wrong_answers() -> None:
+    bases = np.array([0, 1, 0, 2, 1, 5])  # of four pictures' texts and two more
+    pictures, texts, log_scale = unit(4, 8), unit(6, 8), torch.tensor(2.0)
+    table = (log_scale.exp() * pictures @ texts.mT).double().numpy()
+    terms = []
+    for i in range(4):
+        asked = [j for j in range(6) if j == i or bases[j] != bases[i]]  # texts about picture i, pictures about text i
+        terms.append(np.log(np.exp(table[i, asked]).sum()) - table[i, i])
+        terms.append(np.log(np.exp(table[[j for j in asked if j < 4], i]).sum()) - table[i, i])
+    found = contrasting(pictures, texts, log_scale, torch.from_numpy(bases[:4, None] == bases))
+    assert found.item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
 def test_distilling_overfits_one_batch() -> None:
     torch.manual_seed(0)
     head, inputs, teachers = nn.Linear(16, 8), torch.randn(12, 16), unit(12, 8)

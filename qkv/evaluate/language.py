@@ -1,0 +1,42 @@
+"""What a language model can do, as numbers: the perplexity of a text, the share of answers that are exactly right."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from qkv.errors import InputError
+from qkv.models.decoder import Decoder
+from qkv.text.chat import Message
+from qkv.text.language import LanguageTokenizer
+from qkv.train.conversations import Speaker
+from qkv.train.language import encode, mean_loss
+
+
+def perplexity(decoder: Decoder, tokenizer: LanguageTokenizer, text: str, *, context: int = 512) -> float:
+    """exp of the mean loss in nats a token, the text read in windows of `context` tokens. InputError if it is empty."""
+    ids = encode(tokenizer, text)
+    if len(ids) < 2:
+        raise InputError(f"the text has {len(ids)} tokens; perplexity needs at least 2")
+    return math.exp(mean_loss(decoder, ids, context=min(context, decoder.config.context), batch=1))
+
+
+@torch.no_grad()
+def answer(decoder: Decoder, speaker: Speaker, messages: Sequence[Message], *, most: int = 64) -> str:
+    """The likeliest answer, greedily, of at most `most` tokens."""
+    given = speaker.template.encode(messages, speaker.tokenizer)
+    cache, device, written = decoder.new_cache(len(given) + most), decoder.token.weight.device, list[int]()
+    while len(written) < most:
+        states = decoder.states(torch.tensor([given], device=device), cache=cache)
+        token = int(decoder.logits(states[0, -1]).argmax())
+        if token in speaker.tokenizer.stops:
+            break
+        written.append(token)
+        given = [token]
+    return speaker.tokenizer.decode(written)
+
+
+def exact(decoder: Decoder, speaker: Speaker, conversations: Sequence[Sequence[Message]], *, most: int = 64) -> float:
+    """The share of conversations whose last answer the model gives letter by letter."""
+    right = [answer(decoder, speaker, turns[:-1], most=most) == turns[-1].content for turns in conversations]
+    return sum(right) / len(right)

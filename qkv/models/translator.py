@@ -1,0 +1,108 @@
+"""The translator: a text in one language -> logits of the next token in another. The Transformer of 2017.
+
+"Attention Is All You Need" (1706.03762), section 3: an encoder that reads the whole text, a decoder that also looks at
+what the encoder made of it, one matrix for the embeddings of both and for the logits (section 3.4). The norm comes
+after each residual as in the paper, or before it. The positions' sines all lie before their cosines, as Marian has it:
+the paper's alternate, which is the same up to a permutation of the width, and training does not know the difference.
+Learned positions (Table 3, row E) are one table for both sides, as the sines are.
+Left out: separate vocabularies of the two languages.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qkv.core.attention import Memory
+from qkv.core.cache import StackCache
+from qkv.core.dropout import dropout
+from qkv.core.position import LearnedPosition, SinusoidalPosition
+from qkv.core.stack import Stack
+from qkv.models.translator_config import TranslatorConfig
+
+
+class Source(NamedTuple):
+    """What the decoder reads of the texts to translate: the encoder's states (B, S, D), or each layer's keys and values
+    made of them, and where they are tokens, (B, S)."""
+
+    memory: Tensor | Sequence[Memory]
+    mask: Tensor | None
+
+    def keep(self, rows: Tensor) -> "Source":
+        """Only these texts of the batch."""
+        assert not isinstance(self.memory, Tensor)
+        pairs = [(k[rows], v[rows]) for k, v in self.memory]
+        return Source(pairs, None if self.mask is None else self.mask[rows])
+
+
+class Translator(nn.Module):
+    """Texts (B, S) and the beginnings of their translations (B, T) -> logits (B, T, V).
+
+    New ones are initialised as usual for this model: embeddings with std 1/sqrt(dim), which the scale makes 1, and
+    matrices after Glorot. `bias` is added to the logits; Marian has it, and it is not trained here.
+    """
+
+    def __init__(self, config: TranslatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token = nn.Embedding(config.vocab, config.dim)
+        self.position = (
+            LearnedPosition(config.context, config.dim)
+            if config.position == "learned"
+            else SinusoidalPosition(config.context)
+        )
+        self.encoder = Stack(config.encoder)
+        self.decoder = Stack(config.decoder)
+        self.bias = nn.Buffer(self.token.weight.new_zeros(config.vocab))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.normal_(self.token.weight, std=self.config.dim**-0.5)
+        for name, parameter in (*self.encoder.named_parameters(), *self.decoder.named_parameters()):
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, source: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """source (B, S), its `mask` True at tokens; target (B, T) begins with `start`. Padding stands at the right,
+        where no token of `target` looks. InputError if a text is longer than the context."""
+        return self.logits(self.states(target, self.encode(source, mask)))
+
+    def encode(self, source: Tensor, mask: Tensor | None = None) -> Source:
+        """What the decoder reads of source (B, S)."""
+        return Source(self.encoder(self._embed(source, 0), mask=mask), mask)
+
+    def remember(self, source: Source) -> Source:
+        """`source` with each layer's keys and values computed, for a translation token by token."""
+        assert isinstance(source.memory, Tensor)
+        return source._replace(memory=self.decoder.remember(source.memory))
+
+    def states(self, target: Tensor, source: Source, *, cache: StackCache | None = None) -> Tensor:
+        """target (B, T) -> (B, T, D); `cache` holds the tokens before them and grows by T."""
+        x = self._embed(target, 0 if cache is None else cache.length)
+        return self.decoder(x, source.memory, memory_mask=source.mask, cache=cache)
+
+    def grow(self, tokens: Tensor, source: Source, *, position: int, seen: Tensor, cache: StackCache) -> Tensor:
+        """The states (B, N, D) of N tokens (B, N) that all stand at `position`, each at the end of another beginning.
+
+        The cache holds the tokens of all beginnings; `seen` (B, N, S) is True at those of each one's own, itself too.
+        """
+        x = self._embed(tokens[..., None], position).squeeze(-2)  # (B, N, D)
+        return self.decoder(x, source.memory, mask=seen, memory_mask=source.mask, cache=cache)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """states (..., D) -> (..., V)."""
+        return F.linear(states, self.token.weight, self.bias.to(states.dtype))
+
+    def _embed(self, ids: Tensor, start: int) -> Tensor:
+        x = self.token(ids)
+        if self.config.scaled:
+            x = x * math.sqrt(self.config.dim)
+        x = self.position(x, start)
+        if torch.is_autocast_enabled(x.device.type):  # what runs through the layers is narrow too: no copies on the way
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return dropout(x, self.config.dropout, training=self.training)

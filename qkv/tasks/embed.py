@@ -1,0 +1,178 @@
+"""Texts as vectors: what they mean, so that texts that mean the same lie close.
+
+    tokens ─ sorted by length ─ texts of one length stacked, so that nothing is padding ─ BERT ─ pooled ─ in your order
+
+Sentence-BERT (1908.10084). How a checkpoint pools, whether it normalises, and how much it reads stand in its own files
+(weights/sentence.py).
+On a processor that computes bfloat16 the vectors are made in it: their cosine to float32's is above 0.999.
+Left out: layers behind the pooling, several poolings side by side.
+"""
+
+import hashlib
+import itertools
+import warnings as python_warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from qkv import device as devices
+from qkv import registry
+from qkv.errors import CheckpointError, InputError
+from qkv.models.bert import Bert, pool_states
+from qkv.models.packed import can_pack, pack
+from qkv.text.bert import BertTokenizer
+from qkv.weights.bert import load_bert
+from qkv.weights.folder import Folder
+from qkv.weights.pull import find
+from qkv.weights.sentence import SentenceConfig, read_sentence
+
+Vectors = npt.NDArray[np.float32]
+
+BATCH = 4096  # tokens that are computed at once: enough to fill the processor, few enough to stay in its caches
+
+
+class Embedded(NamedTuple):
+    """Some of the texts: their places in the list, and their vectors (rows, D)."""
+
+    rows: list[int]
+    vectors: Vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """The vectors (N, D) of N texts, how many tokens of each were read, how many texts were cut for it, and that in
+    words."""
+
+    vectors: Vectors
+    tokens: tuple[int, ...]
+    cut: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Embedder:
+    """A model that is ready, and what its folder says about vectors. `context`: the most tokens of a text, with both
+    ends; `stamp` tells it from any other model, precision and state of its files."""
+
+    name: str
+    tokenizer: BertTokenizer
+    bert: Bert
+    config: SentenceConfig
+    context: int
+    stamp: str
+
+    @property
+    def dim(self) -> int:
+        return self.bert.config.dim
+
+    def read(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+        """The tokens of each text, and how many texts were cut. InputError names an empty one."""
+        for number, text in enumerate(texts, 1):
+            if not isinstance(text, str) or not text.strip():
+                what = "is empty" if isinstance(text, str) else f"is no text but {type(text).__name__}"
+                raise InputError(f"text {number} of {len(texts)} {what}; give texts with words in them")
+        given = [self.config.prefix + (text.lower() if self.config.lower else text) for text in texts]
+        read = self.tokenizer.encode_batch(given)
+        long = [row for row, ids in enumerate(read) if len(ids) > self.context]
+        for row in long:
+            read[row] = [*read[row][: self.context - 1], self.tokenizer.last]
+        return read, len(long)
+
+    @torch.inference_mode()
+    def compute(self, read: Sequence[list[int]]) -> Iterator[Embedded]:
+        """The vectors of tokens that `read` gave, a batch at a time, the longest first."""
+        device = self.bert.token.weight.device
+        order = sorted(range(len(read)), key=lambda row: -len(read[row]))
+        for length, group in itertools.groupby(order, key=lambda row: len(read[row])):
+            rows, most = list(group), max(1, BATCH // length)
+            for part in (rows[i : i + most] for i in range(0, len(rows), most)):
+                states = self.bert(torch.tensor([read[row] for row in part], device=device))  # (B, T, D)
+                vectors = pool_states(states.float(), None, self.config.pooling)  # (B, D)
+                vectors = F.normalize(vectors, dim=-1) if self.config.normalise else vectors
+                yield Embedded(part, vectors.cpu().numpy())
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """All texts. InputError names an empty one."""
+        read, cut = self.read(texts)
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        for part in self.compute(read):
+            vectors[part.rows] = part.vectors
+        return Embeddings(
+            vectors=vectors, tokens=tuple(map(len, read)), cut=cut, warnings=self.warnings(cut, len(texts))
+        )
+
+    def warnings(self, cut: int, texts: int) -> tuple[str, ...]:
+        """What a user should hear about texts that were cut."""
+        if not cut:
+            return ()
+        return (f"{cut} of {texts} texts have more than {self.context} tokens; only their beginnings were read",)
+
+
+def embed(
+    texts: str | Sequence[str],
+    *,
+    model: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    offline: bool = False,
+) -> Vectors:
+    """One vector (D,) for one text, (N, D) for several, in float32.
+
+    `model` is what `qkv embed --model` takes; the default one is fetched once, unless `offline`. Texts longer than the
+    model reads are cut, with a Python warning. InputError, NotFoundError, CheckpointError, ConfigError.
+    """
+    embedder = load_embedder(model, device=device, dtype=dtype, offline=offline)
+    with devices.threads(threads):
+        made = embedder.embed([texts] if isinstance(texts, str) else list(texts))
+    for warning in made.warnings:
+        python_warnings.warn(warning, stacklevel=2)
+    return made.vectors[0] if isinstance(texts, str) else made.vectors
+
+
+def load_embedder(
+    model: str | Path | None = None, *, device: str = "auto", dtype: str = "auto", offline: bool = False
+) -> Embedder:
+    """The model of that name or in that folder; None is the default one. It stays in memory for the next call.
+
+    NotFoundError, CheckpointError, ConfigError, InputError.
+    """
+    place = devices.find_device(device)
+    path = find(model if model is not None else registry.DEFAULTS["embeddings"], offline=offline).absolute()
+    return _load(path, stamp(path), place, devices.find_dtype(dtype, place))
+
+
+def stamp(path: Path) -> str:
+    """What changes if a file of the model changes. CheckpointError if there are no files."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a model folder; texts are read by models in folders with config.json")
+    files = sorted(file for level in ("*", "*/*") for file in path.glob(level) if file.is_file())
+    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()
+
+
+@lru_cache(maxsize=2)
+def _load(path: Path, stamp: str, device: torch.device, dtype: torch.dtype) -> Embedder:
+    folder = Folder(path)
+    said = read_sentence(folder)
+    bert = load_bert(folder, dtype=dtype).to(device)
+    if can_pack(device, dtype):
+        pack(bert)
+    tokenizer = BertTokenizer.load(path)
+    if tokenizer.vocab > bert.config.vocab:
+        raise CheckpointError(f"the tokenizer in {path} has {tokenizer.vocab} tokens, the model {bert.config.vocab}")
+    return Embedder(
+        name=path.name,
+        tokenizer=tokenizer,
+        bert=bert,
+        config=said,
+        context=min(said.context or bert.config.context, bert.config.context),
+        stamp=f"{stamp}-{str(dtype).removeprefix('torch.')}",
+    )

@@ -1,0 +1,146 @@
+"""Finding texts by what they mean: `qkv search QUERY FOLDER`.
+
+query ─ embed ─┐
+passages ─ embed, each one once (vectors.py) ─ cosine ─ the nearest first
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qkv import device as devices
+from qkv.errors import CheckpointError, InputError, OutputError, shorten
+from qkv.tasks.embed import Embedder, Vectors, load_embedder
+from qkv.tasks.passages import Passage, Skipped, read_passages
+from qkv.tasks.vectors import VectorStore, key_of, store_folder
+
+CHUNK = 512  # passages whose vectors are kept at once: what an interruption costs at most
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` passages have vectors."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage and its cosine to the query."""
+
+    passage: Passage
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The nearest passages, the nearest first; of how many; what was passed over, and what was bent."""
+
+    hits: tuple[Hit, ...]
+    passages: int
+    computed: int
+    skipped: tuple[Skipped, ...]
+    warnings: tuple[str, ...]
+
+
+def search(query: str, place: str | Path, **options: object) -> Found:
+    """The passages in a file or folder that are nearest to `query`; the options are those of `searching`."""
+    *_, found = searching(query, place, **options)  # type: ignore[arg-type]
+    assert isinstance(found, Found)
+    return found
+
+
+def searching(
+    query: str,
+    place: str | Path,
+    *,
+    top: int = 10,
+    model: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    offline: bool = False,
+) -> Iterator[Progress | Found]:
+    """`Progress` as vectors are made, then what was found.
+
+    InputError for an empty query, or a place without any text; NotFoundError, CheckpointError, ConfigError.
+    """
+    if not 1 <= top <= 10_000:
+        raise InputError(f"top={top} is out of range; it must be 1 to 10000")
+    if not query.strip():
+        raise InputError("the query is empty; say what to look for")
+    passages, skipped = [], []
+    for one in read_passages(Path(place)):
+        passages.append(one) if isinstance(one, Passage) else skipped.append(one)
+    if not passages:
+        why = f": {skipped[0].file.name}: {skipped[0].reason}" if skipped else ""
+        raise InputError(f"there is no text in {shorten(str(place))!r}{why}; name a text file, or a folder of them")
+    embedder = load_embedder(model, device=device, dtype=dtype, offline=offline)
+    with devices.threads(threads):
+        asked = embedder.embed([query])
+        index = _Index(embedder)
+        yield from index.fill([passage.text for passage in passages])
+        scores = _cosine(index.vectors, asked.vectors[0])
+    order = np.argsort(-scores, kind="stable")[:top]
+    yield Found(
+        hits=tuple(Hit(passages[i], float(scores[i])) for i in order),
+        passages=len(passages),
+        computed=index.computed,
+        skipped=tuple(skipped),
+        warnings=(*asked.warnings, *embedder.warnings(index.cut, index.computed), *index.warnings),
+    )
+
+
+class _Index:
+    """The vectors (N, D) of all passages, out of the store or made and kept now."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+        self.computed = self.cut = 0
+        self.warnings: list[str] = []
+        self.vectors = np.empty((0, embedder.dim), np.float32)
+        self._store: VectorStore | None = None
+        try:
+            self._store = VectorStore(store_folder(embedder.name, embedder.stamp), embedder.dim)
+        except (CheckpointError, OSError) as error:
+            self._give_up(error)
+
+    def fill(self, texts: Sequence[str]) -> Iterator[Progress]:
+        keys = [key_of(text.encode("utf-8", "replace")) for text in texts]
+        of = dict(zip(keys, texts))  # a text that is there twice is computed once
+        row = {key: number for number, key in enumerate(of)}
+        vectors = np.empty((len(of), self.embedder.dim), np.float32)
+        here = [key for key in of if self._store is not None and key in self._store]
+        if self._store is not None:
+            vectors[[row[key] for key in here]] = self._store.get(here)
+        missing = sorted(of.keys() - set(here), key=lambda key: (len(of[key]), key))
+        yield Progress(len(here), len(of))
+        for start in range(0, len(missing), CHUNK):
+            some = missing[start : start + CHUNK]
+            made = self.embedder.embed([of[key] for key in some])
+            vectors[[row[key] for key in some]] = made.vectors
+            self.cut += made.cut
+            self.computed += len(some)
+            self._keep(some, made.vectors)
+            yield Progress(len(here) + self.computed, len(of))
+        self.vectors = vectors[[row[key] for key in keys]]
+
+    def _keep(self, keys: Sequence[bytes], vectors: Vectors) -> None:
+        if self._store is not None:
+            try:
+                self._store.add(keys, vectors)
+            except OutputError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._store = None
+        self.warnings.append(f"the vectors are not kept for the next search: {error}")
+
+
+def _cosine(vectors: Vectors, query: Vectors) -> Vectors:
+    """(N, D) and (D,) -> (N,)."""
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
+    return np.asarray(vectors @ query / np.maximum(lengths, 1e-12), np.float32)

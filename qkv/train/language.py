@@ -1,0 +1,171 @@
+"""Recipe "language": a decoder from scratch on one text, over its bytes or a BPE that is learnt from it.
+
+Steps read windows at random places of the first part of the text; the rest of it, read once from end to end in windows
+of the model's context, gives the validation loss. What comes out is a folder that transformers opens.
+Left out: several texts with weights, documents kept apart by a control token.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qkv.errors import ConfigError, InputError
+from qkv.models.decoder import Decoder
+from qkv.models.decoder_config import DecoderConfig
+from qkv.sample.tokens import Sampling, TokenSampler
+from qkv.text.language import LanguageTokenizer
+from qkv.text.learn import learn_bpe
+from qkv.train.loop import FitConfig, Loss, Result, fit
+from qkv.train.recipes import Context, facts
+from qkv.weights.decoder import save_decoder
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """`data` is a UTF-8 text file, or a folder whose *.txt files are read in the order of their names.
+
+    A BPE of `model.vocab` tokens is learnt; with 256 every byte is one, in an English text every character.
+    `validation` is the last share of the text; `prompt` is what the samples of the run go on from.
+    """
+
+    data: Path
+    model: DecoderConfig
+    batch: int = 12
+    validation: float = 0.1
+    prompt: str = "\n"
+    fit: FitConfig
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"batch={self.batch}; it must be 1 or more")
+        if not 0 < self.validation < 1:
+            raise ConfigError(f"validation={self.validation}; it must be a share between 0 and 1")
+        if not self.prompt:
+            raise ConfigError("prompt is empty; samples need something to go on from")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """(B, T + 1) tokens of a step, each row from a random place of `ids`."""
+
+    ids: Ids
+    context: int
+    batch: int
+    seed: int
+
+    def __call__(self, step: int) -> Tensor:
+        starts = np.random.default_rng((self.seed, step)).integers(len(self.ids) - self.context, size=self.batch)
+        return torch.from_numpy(self.ids[starts[:, None] + np.arange(self.context + 1)])
+
+
+def train(recipe: Recipe, context: Context) -> Result[Decoder]:
+    text = read_text(recipe.data)
+    cut = round(len(text) * (1 - recipe.validation))
+    tokenizer = learn_bpe(text[:cut], recipe.model.vocab)
+    known, unseen = (encode(tokenizer, part) for part in (text[:cut], text[cut:]))
+    for ids, name in ((known, "training"), (unseen, "validation")):
+        if len(ids) <= recipe.model.context:
+            raise InputError(
+                f"{recipe.data} has {len(ids)} tokens for {name}; context={recipe.model.context} needs more"
+            )
+    bytes_a_token = len(text[cut:].encode()) / len(unseen)
+    prompt = tokenizer.encode(recipe.prompt)
+
+    torch.manual_seed(recipe.fit.seed)
+    decoder = Decoder(recipe.model).to(context.device)
+
+    def validate(decoder: Decoder, step: int) -> dict[str, float]:
+        loss = mean_loss(decoder, unseen)
+        return {"validation": loss, "validation_byte": loss / bytes_a_token}
+
+    def samples(decoder: Decoder, step: int) -> str:
+        return tokenizer.decode(prompt + write(decoder, prompt, recipe.model.context - len(prompt)))
+
+    result = fit(
+        decoder,
+        Windows(known, recipe.model.context, recipe.batch, recipe.fit.seed),
+        next_token,
+        recipe.fit,
+        context.folder,
+        recipe={"task": "language", **facts(recipe), "text": hashlib.sha256(text.encode()).hexdigest()},
+        resume=context.resume,
+        samples=samples,
+        validate=validate,
+        progress=context.progress,
+    )
+    save_decoder(with_biases(result.model), context.folder / "model")
+    tokenizer.save(context.folder / "model")
+    return result
+
+
+def read_text(path: Path) -> str:
+    """InputError if it is not there or not text."""
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{path} holds no *.txt file; name a text, or a folder of texts")
+    try:
+        return "".join(file.read_text(encoding="utf-8") for file in files)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def encode(tokenizer: LanguageTokenizer, text: str) -> Ids:
+    """Ids of a text of any length: at most a line is longer than what is tokenised at once."""
+    return np.array([id for line in text.splitlines(keepends=True) for id in tokenizer.encode(line)], np.int64)
+
+
+def next_token(decoder: Decoder, ids: Tensor, generator: torch.Generator) -> Loss:
+    """ids (B, T + 1): the mean of -log p(token | those before it), in nats."""
+    logits = decoder(ids[:, :-1])  # (B, T, V)
+    target = ids[:, 1:].flatten()
+    return Loss(F.cross_entropy(logits.flatten(0, 1).float(), target), count=len(target))
+
+
+@torch.no_grad()
+def mean_loss(decoder: Decoder, ids: Ids, *, context: int | None = None, batch: int = 32) -> float:
+    """The mean loss in nats of every token of `ids` but the first, each given those before it in its window; windows of
+    `context` (default: the model's), one after the other."""
+    T, device = context or decoder.config.context, decoder.token.weight.device
+    total = 0.0
+    whole = (len(ids) - 1) // T
+    for start in range(0, whole, batch):
+        places = np.arange(start, min(start + batch, whole))[:, None] * T + np.arange(T + 1)
+        loss = next_token(decoder, torch.from_numpy(ids[places]).to(device), torch.Generator())
+        total += float(loss.value) * places[:, 1:].size
+    if rest := len(ids) - 1 - whole * T:
+        tail = torch.from_numpy(ids[None, whole * T :]).to(device)
+        total += float(next_token(decoder, tail, torch.Generator()).value) * rest
+    return total / (len(ids) - 1)
+
+
+@torch.no_grad()
+def write(decoder: Decoder, prompt: list[int], count: int, *, temperature: float = 0.8) -> list[int]:
+    """`count` tokens after `prompt`, drawn with seed 0."""
+    sampler = TokenSampler(Sampling(temperature=temperature, seed=0), prompt, decoder.config.vocab)
+    cache, device = decoder.new_cache(), decoder.token.weight.device
+    written, given = [], prompt
+    for _ in range(count):
+        logits = decoder(torch.tensor([given], device=device), cache=cache)[0, -1]
+        given = [sampler.next(logits.float().cpu().numpy()).id]
+        written += given
+    return written
+
+
+def with_biases(decoder: Decoder) -> Decoder:
+    """Families with layer norms are only published with biases: zeros where the model was trained without."""
+    ours = decoder.config
+    if ours.norm != "layer" or ours.bias:
+        return decoder
+    biased = Decoder(replace(ours, bias=True, attention_bias=True, out_bias=True))
+    biased.load_state_dict(decoder.state_dict(), strict=False)
+    return biased.eval()

@@ -1,0 +1,185 @@
+"""The translator against transformers' MarianMTModel: encoder, decoder, token by token with a cache, beam search."""
+
+import copy
+
+import pytest
+import torch
+from transformers import MarianConfig, MarianMTModel, MarianTokenizer
+
+from qkv.core.cache import Cache
+from qkv.core.position import SinusoidalPosition, sinusoidal
+from qkv.models.translator import Translator
+from qkv.sample.translation_beam import Search, search_texts
+from qkv.text.pieces import learn_pieces
+from qkv.weights.folder import Folder
+from qkv.weights.load import export_weights
+from qkv.weights.marian import TABLE, load_translator, published_config, read_config, save_translator
+
+VOCAB, PAD, END = 50, 49, 0
+DRAW = torch.Generator().manual_seed(0)
+SOURCE = torch.randint(1, PAD, (3, 9), generator=DRAW)
+MASK = torch.tensor([[1] * 9, [1] * 4 + [0] * 5, [1] * 7 + [0] * 2]).bool()
+TARGET = torch.cat((torch.full((3, 1), PAD), torch.randint(1, PAD, (3, 7), generator=DRAW)), dim=1)
+
+MODELS = {
+    "opus": {"activation_function": "swish", "scale_embedding": True},
+    "relu, unscaled, fewer decoder layers": {"activation_function": "relu", "decoder_layers": 1},
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request, parity):
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    shape = {"d_model": 64, "encoder_layers": 3, "decoder_layers": 3, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96}
+    ends = {"pad_token_id": PAD, "decoder_start_token_id": PAD, "eos_token_id": END, "forced_eos_token_id": END}
+    options = heads | shape | ends | MODELS[request.param]
+    theirs = parity.strong(MarianMTModel(MarianConfig(vocab_size=VOCAB, max_position_embeddings=64, **options)))
+    for side in (theirs.model.encoder, theirs.model.decoder):  # `strong` has no mercy on the sines either
+        side.embed_positions.weight.data = side.embed_positions.create_weight()
+    theirs.final_logits_bias.normal_(generator=torch.Generator().manual_seed(1))
+    ours = Translator(read_config(theirs.config.to_dict()))
+    return parity.adopt(ours, TABLE, theirs), theirs
+
+
+def test_encoder(pair, parity):
+    ours, theirs = pair
+    parity.agree(
+        ours,
+        theirs,
+        lambda model, dtype: model.encode(SOURCE, MASK).memory[MASK],
+        lambda model, dtype: model.model.encoder(SOURCE, attention_mask=MASK.long()).last_hidden_state[MASK],
+        TABLE,
+    )
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_decoder(pair, parity, cached):
+    ours, theirs = pair
+
+    def run(model, dtype):
+        source = model.encode(SOURCE, MASK)
+        if not cached:
+            return model.logits(model.states(TARGET, source))
+        read, cache = model.remember(source), Cache(model.config.decoder.layers, 8)
+        pieces = [model.states(TARGET[:, i : i + 1], read, cache=cache) for i in range(8)]
+        return model.logits(torch.cat(pieces, dim=1))
+
+    parity.agree(
+        ours,
+        theirs,
+        run,
+        lambda model, dtype: model(SOURCE, attention_mask=MASK.long(), decoder_input_ids=TARGET).logits,
+        None if cached else TABLE,
+    )
+
+
+@pytest.mark.parametrize("beams", [1, 2, 5])
+@pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.0])
+def test_beam_search_token_for_token(pair, beams, length_penalty):
+    ours, theirs = pair
+    search = Search(beams=beams, length_penalty=length_penalty, penalty="power", max_tokens=20, banned=(PAD,))
+    texts = [row[here].tolist() for row, here in zip(SOURCE, MASK)]
+    for bias in (0.0, 4.0, 8.0):  # of the end: translations of all lengths
+        theirs.final_logits_bias[0, END] = ours.bias[END] = bias
+        found = dict(search_texts(ours, texts, search))
+        result = theirs.generate(
+            SOURCE,
+            attention_mask=MASK.long(),
+            num_beams=beams,
+            num_return_sequences=beams,
+            length_penalty=length_penalty,
+            max_length=21,
+            bad_words_ids=[[PAD]],
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        expected = [[token for token in row[1:].tolist() if token != PAD] for row in result.sequences]
+        assert [each.ids for i in range(3) for each in found[i]] == expected
+        if beams > 1:
+            ours_scores = torch.tensor([each.score for i in range(3) for each in found[i]])
+            torch.testing.assert_close(ours_scores, result.sequences_scores, rtol=1e-4, atol=1e-4)
+
+
+def test_folder_there_and_back(pair, tmp_path):
+    _, theirs = pair
+    theirs.save_pretrained(tmp_path / "theirs")
+    read = load_translator(Folder(tmp_path / "theirs"))
+    save_translator(read, tmp_path / "ours")
+    again = MarianMTModel.from_pretrained(tmp_path / "ours")
+    assert published_config(read.config).items() <= again.config.to_dict().items()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    for name, tensor in export_weights(load_translator(Folder(tmp_path / "ours"))).items():
+        assert torch.equal(tensor, export_weights(read)[name]), name
+    assert again.generation_config.bad_words_ids == [[PAD]]
+
+
+# The comparison must see what is wrong: each small fault, put in on purpose, makes it fail.
+
+
+def unscaled(model, monkeypatch):
+    object.__setattr__(model.config, "scaled", not model.config.scaled)
+
+
+def interleaved_sines(model, monkeypatch):
+    monkeypatch.setattr(
+        "qkv.core.position._sinusoids",
+        lambda context, dim, device: sinusoidal(torch.arange(context, device=device), dim).double(),
+    )
+
+
+def positions_off_by_one(model, monkeypatch):
+    monkeypatch.setattr(model.position, "forward", lambda x, start=0: SinusoidalPosition(64)(x, start + 1))
+
+
+def no_bias(model, monkeypatch):
+    model.bias.zero_()
+
+
+def one_norm_first(model, monkeypatch):
+    model.decoder.blocks[0].norm_first = True
+
+
+def other_activation(model, monkeypatch):
+    model.encoder.blocks[0].ffn.activation = torch.nn.functional.gelu
+
+
+def padding_is_seen(model, monkeypatch):
+    monkeypatch.setattr("qkv.core.stack.padding_bias", lambda mask: torch.ones_like(mask)[:, None, None])
+
+
+def future_is_seen(model, monkeypatch):
+    object.__setattr__(model.decoder.config, "causal", False)
+
+
+def dropout_stays_on(model, monkeypatch):
+    model.decoder.blocks[0].train()
+
+
+FAULTS = [unscaled, interleaved_sines, positions_off_by_one, no_bias, one_norm_first, other_activation]
+FAULTS += [padding_is_seen, future_is_seen, dropout_stays_on]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_seen(pair, parity, monkeypatch, fault):
+    ours, theirs = pair
+    broken = copy.deepcopy(ours)
+    fault(broken, monkeypatch)
+    with pytest.raises(pytest.fail.Exception, match="parity"):
+        parity.agree(
+            broken,
+            theirs,
+            lambda model, dtype: model(SOURCE, TARGET, mask=MASK),
+            lambda model, dtype: model(SOURCE, attention_mask=MASK.long(), decoder_input_ids=TARGET).logits,
+        )
+
+
+def test_pieces_are_marian_s(tmp_path):
+    texts = ["Click the button to open the file.", "Klicken Sie auf die Schaltfläche, um sie zu öffnen.", "🙂 é"]
+    pieces = learn_pieces(texts * 3, 380)
+    pieces.save(tmp_path)
+    theirs = MarianTokenizer.from_pretrained(tmp_path)
+    for text in [*texts, "ÖL und Öl", "  two  spaces ", "unseen: ß 漢字", ""]:
+        assert pieces.encode(text) == theirs(text)["input_ids"], text
+        assert pieces.encode(text, target=True) == theirs(text_target=text)["input_ids"], text
+        assert pieces.decode(pieces.encode(text)) == theirs.decode(pieces.encode(text), skip_special_tokens=True)

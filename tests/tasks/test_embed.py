@@ -1,0 +1,154 @@
+"""Texts as vectors: in order, whatever they are computed beside, as the folder says; MiniLM against transformers."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import qkv
+from qkv import registry
+from qkv.models.bert import pool_states
+from qkv.tasks import embed as module
+from qkv.tasks.embed import embed, load_embedder
+from qkv.text.bert import BertTokenizer
+from qkv.weights.bert import load_bert
+from qkv.weights.folder import Folder
+
+TEXTS = ["a dog", "a red cat and a blue fish", "mars", "a cat", "dogs playing poker on mars", "riding a horse"]
+LAYERS = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+]
+
+
+def said(**switches):
+    pooling = {f"pooling_mode_{name}": name in switches for name in ("cls_token", "mean_tokens", "max_tokens")}
+    return {"modules.json": LAYERS, "1_Pooling/config.json": {"word_embedding_dimension": 32, **pooling}}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_bert):
+    return tiny_bert(said=said(mean_tokens=True) | {"sentence_bert_config.json": {"max_seq_length": 30}})
+
+
+@torch.no_grad()
+def by_hand(folder, text, pooling="mean"):
+    bert, tokenizer = load_bert(Folder(folder)), BertTokenizer.load(folder)
+    states = bert(torch.tensor([tokenizer.encode(text)]))
+    return pool_states(states, None, pooling)[0].numpy()
+
+
+def test_each_text_as_if_it_were_alone(folder, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 20)  # so that texts of one length come in parts too
+    made = embed(TEXTS * 3, model=folder, dtype="float32")
+    assert made.shape == (18, 32)
+    assert made.dtype == np.float32
+    for row, text in zip(made, TEXTS * 3):
+        expected = by_hand(folder, text)
+        np.testing.assert_allclose(row, expected / np.linalg.norm(expected), atol=1e-6)
+    np.testing.assert_array_equal(embed("mars", model=folder, dtype="float32"), made[2])
+
+
+@pytest.mark.parametrize(
+    ("switch", "pooling"), [("cls_token", "first"), ("mean_tokens", "mean"), ("max_tokens", "max")]
+)
+@pytest.mark.parametrize("newer", [False, True])
+def test_pooling_as_the_folder_says(switch, pooling, newer, tiny_bert):
+    files = said(**{switch: True})
+    if newer:
+        files["1_Pooling/config.json"] = {"pooling_mode": switch.removesuffix("_tokens").removesuffix("_token")}
+    files["modules.json"] = LAYERS[:2]
+    folder = tiny_bert(said=files)
+    np.testing.assert_allclose(
+        embed("a red cat", model=folder, dtype="float32"), by_hand(folder, "a red cat", pooling), atol=1e-6
+    )
+
+
+def test_a_folder_that_says_nothing(tiny_bert):
+    folder = tiny_bert()
+    vector = embed("a red cat", model=folder, dtype="float32")
+    np.testing.assert_allclose(vector, by_hand(folder, "a red cat"), atol=1e-6)
+    assert abs(np.linalg.norm(vector) - 1) > 1e-3
+
+
+def test_long_texts_are_cut_and_said_so(folder):
+    long = "a dog in a suit " * 20
+    with pytest.warns(UserWarning, match="1 of 2 texts have more than 30 tokens"):
+        made = embed([long, "a dog"], model=folder)
+    with pytest.warns(UserWarning, match="1 of 1"):
+        np.testing.assert_array_equal(embed(long + "and a cat", model=folder), made[0])
+    embedder = load_embedder(folder, dtype="float32")
+    ids, cut = embedder.read([long])
+    assert (len(ids[0]), ids[0][-1], cut) == (30, embedder.tokenizer.last, 1)
+    assert embedder.embed([long, "a"]).tokens == (30, 3)
+
+
+def test_bfloat16_points_the_same_way(folder):
+    wide, narrow = (embed(TEXTS, model=folder, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert ((wide * narrow).sum(-1) >= 0.999 * np.linalg.norm(narrow, axis=-1)).all()
+
+
+def test_prefix_and_case(tiny_bert):
+    prompts = {"prompts": {"query": "a dog "}, "default_prompt_name": "query"}
+    files = {"config_sentence_transformers.json": prompts, "sentence_bert_config.json": {"do_lower_case": True}}
+    folder = tiny_bert(said=files)
+    np.testing.assert_allclose(embed("MARS", model=folder, dtype="float32"), by_hand(folder, "a dog mars"), atol=1e-6)
+
+
+def test_the_model_stays_in_memory_until_its_files_change(tiny_bert):
+    folder = tiny_bert()
+    first = load_embedder(folder)
+    assert load_embedder(folder) is first
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 5}')
+    again = load_embedder(folder)
+    assert again.context == 5
+    assert again.stamp != first.stamp
+
+
+def run(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "qkv.cli", *arguments], capture_output=True, **options)
+
+
+def test_the_command(folder, tmp_path):
+    (tmp_path / "texts").write_text("a dog\n\na red cat\n", encoding="utf-8")
+    done = run("embed", str(tmp_path / "texts"), "--model", str(folder), "--dtype", "float32")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["text"] for row in rows] == ["a dog", "a red cat"]
+    expected = embed(["a dog", "a red cat"], model=folder, dtype="float32")
+    np.testing.assert_allclose([row["embedding"] for row in rows], expected, atol=1e-6)
+
+    array = tmp_path / "out.npy"
+    options = ("--model", str(folder), "--dtype", "float32", "-o", str(array), "--json")
+    done = run("embed", "-", *options, input=b"a dog\na red cat\n")
+    assert json.loads(done.stdout) == {"output": str(array), "texts": 2, "dim": 32}
+    np.testing.assert_allclose(np.load(array), expected, atol=1e-6)
+
+
+def test_the_package_has_it():
+    assert qkv.embed is embed
+
+
+@pytest.mark.weights
+def test_minilm():
+    """As transformers computes it and sentence-transformers pools it: mean, then length 1."""
+    transformers = pytest.importorskip("transformers")
+    folder = registry.home() / "models" / "minilm"
+    if not folder.is_dir():
+        pytest.skip("minilm is not here; qkv pull minilm fetches it")
+    texts = ["A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby.", "x " * 400]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = transformers.AutoModel.from_pretrained(folder).eval()
+    given = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.no_grad():
+        states, mask = theirs(**given).last_hidden_state, given["attention_mask"][..., None]
+    expected = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1).numpy()
+    with pytest.warns(UserWarning, match="1 of 4"):
+        ours = embed(texts, model=folder, dtype="float32")
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    with pytest.warns(UserWarning, match="1 of 4"):
+        assert ((embed(texts, model=folder, dtype="bfloat16") * expected).sum(-1) > 0.999).all()

@@ -1,0 +1,214 @@
+"""Lines in, lines out: in order, in their places, whatever is in them; and the command line around it."""
+
+import io
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qkv.cli import main
+from qkv.errors import CheckpointError, ConfigError, InputError, NotFoundError
+from qkv.models.translator import Translator
+from qkv.models.translator_config import TranslatorConfig
+from qkv.tasks import translate as module
+from qkv.tasks.alignment import align, draw_alignment
+from qkv.tasks.translate import load_ready, translate, translating
+from qkv.text.pieces import learn_pieces
+from qkv.weights.marian import save_translator
+
+TEXTS = ["Click the button to open the file.", "Klicken Sie, um die Datei zu öffnen.", "One. Two. Three."] * 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A translator of paper: it says something, the same for the same text."""
+    path = tmp_path_factory.mktemp("models") / "paper"
+    pieces = learn_pieces(TEXTS, 340)
+    torch.manual_seed(0)
+    shape = {"context": 40, "dim": 16, "layers": 2, "heads": 2, "ffn_dim": 16}
+    model = Translator(TranslatorConfig(vocab=340, start=339, pad=339, **shape))
+    for parameter in model.parameters():
+        parameter.data *= 1.5
+    model.bias[0] = 1.0  # texts end
+    save_translator(model, path, also={"num_beams": 3})
+    pieces.save(path)
+    (path / "tokenizer_config.json").write_text(json.dumps({"source_lang": "en", "target_lang": "de"}))
+    return path
+
+
+LINES = ["Click the file.", "", "  Open it. Click!  ", "One. Two.", "   ", "Click the file."]
+
+
+def test_lines_keep_their_places(folder):
+    found = list(translating(LINES, model=folder))
+    assert [line.source for line in found] == LINES
+    assert found[1].text == "" and math.isnan(found[1].score)  # noqa: PT018
+    assert found[4].text.strip() == ""
+    assert found[2].text.startswith("  ") and len(found[2].sentences) == 2  # noqa: PT018
+    assert found[0].text == found[5].text != ""
+    alone = [translate(line, model=folder).text for line in LINES]
+    assert [line.text for line in found] == alone, "what is translated beside it changes nothing"
+    assert translate("\n".join(LINES), model=folder).text == "\n".join(alone)
+
+
+def test_it_streams(folder):
+    """The first line is out before the third is asked for."""
+    given = iter(LINES)
+    found = translating(given, model=folder)
+    next(found)
+    assert list(given) == LINES[1:]
+
+
+def test_a_sentence_too_long_is_cut_and_said_so(folder):
+    line = next(translating(["file " * 40], model=folder))
+    assert line.warnings[0].startswith("long-sentence")
+    assert len(line.sentences) > 1
+    assert "".join("".join(source for source, _ in line.sentences).split()) == "file" * 40
+    assert next(translating(["x" * 500], model=folder)).warnings
+
+
+def test_a_line_too_long_is_refused(folder):
+    with pytest.raises(InputError, match="line 2 has 100001 characters"):
+        list(translating(["ok", "x" * 100_001], model=folder))
+
+
+@pytest.mark.parametrize(
+    "text", ["\x07\x1b[0m", "🙂" * 30, "\u202eabc", "▁▁", "</s> <pad> <unk>", ">>xx<< yes", "\ufffe"]
+)
+def test_odd_texts(folder, text):
+    assert isinstance(translate(text, model=folder).text, str)
+
+
+def test_languages(folder, home):
+    assert translate("Click.", model=folder, to="de").text
+    with pytest.raises(InputError, match="'fr', but into de"):
+        translate("Click.", model=folder, to="fr")
+    with pytest.raises(NotFoundError, match="no translator is here"):
+        translate("Click.", to="de")
+    (home / "models").mkdir(parents=True)
+    (home / "models" / "mine").symlink_to(folder)
+    assert translate("Click.").model == "mine"
+    assert translate("Click.", to="de").model == "mine"
+    with pytest.raises(NotFoundError, match="'fr'; there is de"):
+        translate("Click.", to="fr")
+
+
+def test_marks_of_models_with_many_targets(folder, tmp_path):
+    pieces = module._load(folder, (), torch.device("cpu"), torch.float32).pieces
+    ids = {**pieces.ids, ">>fr<<": 338, [piece for piece, id in pieces.ids.items() if id == 338][0]: 340}
+    assert load_ready(folder)._replace(pieces=type(pieces)(*pieces.models, ids)).targets == {"fr"}
+
+
+def test_the_model_s_own_manner(folder, tmp_path):
+    assert load_ready(folder).search.beams == 3
+    assert load_ready(folder).search.penalty == "power"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error"),
+    [
+        ("vocab.json", b"{}", CheckpointError),
+        ("source.spm", b"", CheckpointError),
+        ("generation_config.json", b'{"num_beams": "x"}', ConfigError),
+        ("generation_config.json", b'{"num_beams": 0}', InputError),
+        ("qkv.json", b'{"beam": 2}', ConfigError),
+        ("config.json", b"[]", CheckpointError),
+        ("tokenizer_config.json", b"\xff", CheckpointError),
+    ],
+)
+def test_broken_folders(folder, tmp_path, name, data, error):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(error):
+        translate("Click.", model=tmp_path)
+
+
+def test_alignment(folder):
+    ready = load_ready(folder)
+    found = align(ready, "Click the button.", "Klicken Sie, um")
+    assert found.source == ["Click", "the", "button."]
+    assert found.target == ["Klicken", "Sie,", "um"]
+    assert found.weights.shape == (3, 3)
+    assert (found.weights >= 0).all()
+    assert (found.weights.sum(1) <= 1 + 1e-5).all()
+    assert not np.allclose(found.weights, align(ready, *("Click the button.", "Klicken Sie, um"), layer=1).weights)
+    picture = draw_alignment(found)
+    assert picture.width > 3 * 26 and picture.height > 3 * 26  # noqa: PT018
+    with pytest.raises(InputError, match="no word"):
+        align(ready, "", "Klicken")
+    with pytest.raises(InputError, match="layer=2"):
+        align(ready, "Click", "Klicken", layer=2)
+
+
+# The command line.
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main(["translate", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return end.value.code, out, err
+
+
+def test_a_text(folder, capsys):
+    code, out, err = run(capsys, "One. Two.", "--model", folder)
+    assert (code, err) == (0, "")
+    assert out == translate("One. Two.", model=folder).text + "\n"
+
+
+def test_a_file_and_json(folder, capsys, tmp_path):
+    (tmp_path / "in.txt").write_bytes("\n".join(LINES).encode() + b"\r\n")
+    code, out, _ = run(capsys, tmp_path / "in.txt", "--model", folder, "--json")
+    assert code == 0
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["source"] for row in rows] == LINES
+    assert rows[1]["score"] is None
+
+
+def test_stdin(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"One.\n\nTwo.")))
+    code, out, _ = run(capsys, "-", "--model", folder, "--to", "de")
+    assert code == 0
+    assert len(out.splitlines()) == 3
+
+
+def test_show_attention(folder, capsys, tmp_path):
+    code, _, err = run(capsys, "Click the file. Click!", "--model", folder, "--show-attention", tmp_path / "a.png")
+    assert (code, err) == (0, "")
+    assert Image.open(tmp_path / "a.png").height > 4 * 26
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([""], "there is no text"),
+        (["Click.", "--to", "xx"], "does not translate into 'xx'"),
+        (["Click.", "--beams", "0"], "beams=0"),
+        (["Click.", "--length-penalty", "nan"], "length_penalty"),
+        (["Click.", "--show-attention", "a.jpg"], "ends in .png"),
+        (["a\nb", "--show-attention", "a.png"], "draws one line"),
+        (["{binary}"], "line 1"),
+        (["{zero}"], "zero byte"),
+    ],
+)
+def test_faults(folder, capsys, tmp_path, arguments, words):
+    (tmp_path / "binary").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
+    (tmp_path / "zero").write_bytes(b"a\0b")
+    paths = {name: tmp_path / name for name in ("binary", "zero")}
+    arguments = [argument.format(**paths) for argument in arguments]
+    code, out, err = run(capsys, *arguments, "--model", folder)
+    assert (code, out) == (2, "")
+    assert err.startswith("qkv: error: ")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+def test_a_model_that_is_no_translator(capsys, tiny):
+    code, _, err = run(capsys, "Click.", "--model", tiny)
+    assert code == 2
+    assert err.count("\n") == 1
