@@ -71,9 +71,7 @@ class _Fused(torch.autograd.Function):
                 narrow = slope.to(weight.dtype)
                 into_rows[:, start : start + CHUNK] = narrow @ weight
                 into_weight += narrow.flatten(0, 1).mT @ part.flatten(0, 1)
-            even = (
-                smoothing / weight.shape[0]
-            )  # what smoothing takes from every slope, taken at once
+            even = smoothing / weight.shape[0]  # what smoothing takes from every slope, taken at once
             into_rows = into_rows.flatten(0, 1).float() - even * weight.float().sum(0)
             into_weight -= even * states.float().sum(0)
         ctx.save_for_backward((into_rows * share).to(states.dtype), (into_weight * share).to(weight.dtype))

@@ -99,7 +99,7 @@ def test_languages(folder, home):
 
 def test_marks_of_models_with_many_targets(folder, tmp_path):
     pieces = module._load(folder, (), torch.device("cpu"), torch.float32).pieces
-    ids = {**pieces.ids, ">>fr<<": 338, [piece for piece, id in pieces.ids.items() if id == 338][0]: 340}
+    ids = {**pieces.ids, ">>fr<<": 338, next(piece for piece, id in pieces.ids.items() if id == 338): 340}
     assert load_ready(folder)._replace(pieces=type(pieces)(*pieces.models, ids)).targets == {"fr"}
 
 

@@ -35,7 +35,15 @@ def data(tmp_path):
 
 
 def recipe(data, **values):
-    plain = {"data": str(data), "model": SHAPE, "tokens": 120, "average": 2, "fit": FIT, "validation": 2, "search": {"max_tokens": 8}}
+    plain = {
+        "data": str(data),
+        "model": SHAPE,
+        "tokens": 120,
+        "average": 2,
+        "fit": FIT,
+        "validation": 2,
+        "search": {"max_tokens": 8},
+    }
     return build(Recipe, plain | values)
 
 
