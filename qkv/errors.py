@@ -6,6 +6,8 @@
     ├── CheckpointError    a model folder or file that is broken or hostile
     ├── NotFoundError      a model, sampler, recipe ... of that name is not here
     ├── OutputError        a result that cannot be written
+    ├── BusyError          an engine that takes nothing more for now
+    ├── GenerationError    a model or a sampler that broke on a request
     └── MissingDependencyError  an optional package is not installed
 
 Every message is one line: what was given, what was expected, what to do. The command line prints it
@@ -38,6 +40,14 @@ class NotFoundError(QkvError, LookupError):
 
 class OutputError(QkvError, OSError):
     """A result that cannot be written."""
+
+
+class BusyError(QkvError):
+    """The queue is full or the engine is closing; try again later."""
+
+
+class GenerationError(QkvError):
+    """The model or a sampler broke on this request; its cause is attached."""
 
 
 class MissingDependencyError(QkvError, ImportError):

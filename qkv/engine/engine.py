@@ -23,7 +23,7 @@ from qkv.engine.handle import Channel, Handle
 from qkv.engine.runner import Chunk, Runner
 from qkv.engine.scheduler import Scheduler
 from qkv.engine.sequence import Request, Sequence
-from qkv.errors import InputError, QkvError
+from qkv.errors import BusyError, GenerationError, InputError, QkvError
 
 SLOTS = 32  # answers that are computed at once
 BUDGET = 256  # rows a step: some 0.1 s of reading on a small CPU, which is what a long prompt delays the others by
@@ -31,14 +31,6 @@ QUEUE = 256  # answers that may wait
 
 
 Found = np.ndarray | Exception | None  # logits, or why there are none, or None where none were wanted
-
-
-class BusyError(QkvError):
-    """The queue is full or the engine is closing; try again later."""
-
-
-class GenerationError(QkvError):
-    """The model or a sampler broke on this request; its cause is attached."""
 
 
 class Stats(NamedTuple):

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkv.engine.engine import BusyError, Engine
+from qkv.engine.engine import Engine
 from qkv.engine.sequence import Request
-from qkv.errors import InputError
+from qkv.errors import BusyError, InputError
 from qkv.sample.tokens import Sampling
 
 ABC = list(range(1, 13))

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from qkv.engine.engine import BusyError, Engine, GenerationError
+from qkv.engine.engine import Engine
 from qkv.engine.runner import Chunk
 from qkv.engine.sequence import Request
 from qkv.engine.torch_runner import TorchRunner
-from qkv.errors import CheckpointError, InputError, QkvError
+from qkv.errors import BusyError, CheckpointError, GenerationError, InputError, QkvError
 from qkv.models.decoder import Decoder
 from qkv.models.decoder_config import DecoderConfig
 from qkv.sample.tokens import Sampling, TokenSampler
