@@ -12,6 +12,7 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,19 +45,24 @@ def load() -> list[Labelled]:
 def read(folder: Path) -> list[Labelled]:
     """The mails below `folder`, each text once: newsletters came to several archives. CheckpointError."""
     found: dict[str, str] = {}
-    for path in sorted(folder.glob("*/*.json")):
-        kind = path.parent.name.split("-")
-        label = next((label for label in LABELS if label in kind), None)
-        try:
-            mail = str(json.loads(path.read_text(encoding="utf-8"))["text"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is no mail of the corpus; fetch the package again") from error
-        text = text_of(mail)
-        if label and text:
+    for mail, label in mails(folder):
+        if text := text_of(mail):
             found.setdefault(text, label)
     if not found:
         raise CheckpointError(f"there are no mails in {folder}; fetch the package again")
     return [Labelled(text, label) for text, label in found.items()]
+
+
+def mails(folder: Path) -> Iterator[tuple[str, str]]:
+    """Each mail as it was sent, with its label, in the order of the corpus. CheckpointError."""
+    for path in sorted(folder.glob("*/*.json")):
+        kind = path.parent.name.split("-")
+        try:
+            mail = str(json.loads(path.read_text(encoding="utf-8"))["text"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is no mail of the corpus; fetch the package again") from error
+        if label := next((label for label in LABELS if label in kind), None):
+            yield mail, label
 
 
 def text_of(mail: str) -> str:
@@ -67,7 +73,7 @@ def text_of(mail: str) -> str:
     body = " ".join(_payload(part) for part in plain or parts)
     if not plain:
         body = html.unescape(_TAG.sub(" ", body))
-    return " ".join(f"{_subject(message)} {body}".split())[:LONGEST]
+    return " ".join(f"{subject(message)} {body}".split())[:LONGEST]
 
 
 def held_out(text: str) -> bool:
@@ -86,7 +92,8 @@ def _payload(part: email.message.Message) -> str:
         return data.decode("latin-1")
 
 
-def _subject(message: email.message.Message) -> str:
+def subject(message: email.message.Message) -> str:
+    """The subject line, decoded where its character set is one that there is."""
     given = str(message.get("subject", ""))
     try:
         return str(email.header.make_header(email.header.decode_header(given)))

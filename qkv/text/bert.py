@@ -20,6 +20,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from qkv.errors import CheckpointError, InputError, OutputError, shorten
 from qkv.text.language import MAX_TEXT
 from qkv.text.vocabulary import MAX_ID, read_folder, read_json, read_text
+from qkv.text.words import valid_text
 
 FILES = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"),
@@ -244,4 +245,4 @@ def _valid(text: str) -> str:
     """`text` as Unicode: surrogate pairs are joined, half ones become U+FFFD. InputError if it is too long."""
     if len(text) > MAX_TEXT:
         raise InputError(f"the text has {len(text):,} characters; at most {MAX_TEXT:,} are read at once: shorten it")
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return valid_text(text)

@@ -22,7 +22,7 @@ import tokenizers
 
 from qkv.errors import CheckpointError, InputError, shorten
 from qkv.text.vocabulary import BYTE_OF, MAX_ID, Vocabulary, backend_token, read_folder, read_gguf, write_folder
-from qkv.text.words import SPACE
+from qkv.text.words import SPACE, valid_text
 
 MAX_TEXT = 4_000_000  # characters; tokenising takes about a second a million
 
@@ -114,7 +114,7 @@ class LanguageTokenizer:
         for part in parts:
             if isinstance(part, str):
                 _check_length(part)
-                ids += encoder.encode(_valid(part), add_special_tokens=False).ids
+                ids += encoder.encode(valid_text(part), add_special_tokens=False).ids
             else:
                 ids.append(part)
             encoder = self._later
@@ -189,8 +189,3 @@ def _piece_bytes(piece: str) -> bytes:
 def _check_length(text: str) -> None:
     if len(text) > MAX_TEXT:
         raise InputError(f"the text has {len(text):,} characters; at most {MAX_TEXT:,} are read at once: shorten it")
-
-
-def _valid(text: str) -> str:
-    """`text` as Unicode: surrogate pairs are joined, half ones become U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -28,6 +28,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from qkv.errors import CheckpointError, InputError, OutputError, shorten
 from qkv.text.weighting import Segment, check_length
+from qkv.text.words import valid_text
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 CONTEXT = 77  # positions of every published CLIP text encoder
@@ -133,7 +134,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without BOS and EOS; raises InputError beyond 100,000 characters."""
         check_length(text)
-        ids: list[int] = self._encoder.encode(_valid(text), add_special_tokens=False).ids
+        ids: list[int] = self._encoder.encode(valid_text(text), add_special_tokens=False).ids
         return ids
 
     def chunks(self, segments: Iterable[Segment], context: int = CONTEXT) -> Prompt:
@@ -165,7 +166,7 @@ class Tokenizer:
     def _tokens(self, segment: Segment, words: list[str]) -> Iterator[_Token]:
         """The tokens of a segment; its words, as they are written, go to the end of `words`."""
         check_length(segment.text)
-        text = _valid(segment.text)
+        text = valid_text(segment.text)
         encoding = self._encoder.encode(text, add_special_tokens=False)
         pieces = zip(encoding.word_ids, encoding.offsets, encoding.ids)
         for _, word in groupby(pieces, key=itemgetter(0)):
@@ -206,7 +207,7 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
         show_progress=False,
     )
     learner = _encoder(models.BPE(end_of_word_suffix=_END))
-    learner.train_from_iterator(map(_valid, texts), trainer)
+    learner.train_from_iterator(map(valid_text, texts), trainer)
     learnt = json.loads(learner.to_str())["model"]["merges"]
     tokens, merges = dict.fromkeys(_ALPHABET), []
     for left, right in learnt:
@@ -226,11 +227,6 @@ def _encoder(model: models.BPE) -> tokenizers.Tokenizer:
     return encoder
 
 
-def _valid(text: str) -> str:
-    """`text` as Unicode: surrogate pairs are joined, half ones become U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def _cut(tokens: list[_Token], words: list[str], room: int) -> Iterator[list[_Token]]:
     """`tokens` in pieces of at most `room`, at least one."""
     start = 0
@@ -248,7 +244,7 @@ def _check(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], control:
     for token, index in vocab.items():
         if type(index) is not int or not 0 <= index < 2**31:
             raise CheckpointError(f"the id of {shorten(token)!r} is {shorten(repr(index))}; ids count from 0")
-        if token != _valid(token):
+        if token != valid_text(token):
             raise CheckpointError(f"the token {shorten(repr(token))} is not Unicode; get the file again")
     if len(set(vocab.values())) != len(vocab):
         raise CheckpointError("two tokens have the same id; get the file again")

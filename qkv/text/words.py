@@ -190,3 +190,8 @@ def _metaspace(node: Mapping[str, Any]) -> str:
 
 def _brief(node: object) -> str:
     return shorten(repr(node), 120)
+
+
+def valid_text(text: str) -> str:
+    """`text` as Unicode: surrogate pairs are joined, half ones become U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

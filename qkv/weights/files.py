@@ -15,7 +15,6 @@ import math
 import mmap
 import os
 import re
-import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from qkv.errors import CheckpointError, OutputError, shorten
+from qkv.weights.regular import open_regular
 
 # In the order in which the safetensors package lays tensors out, so that equal tensors give it and us equal bytes.
 DTYPES = {
@@ -139,23 +139,6 @@ def release(tensor: Tensor) -> None:
 def pickle_refused(path: Path) -> str:
     """The message for a file of weights that we refuse to open."""
     return f"{path} is a pickle, which can run code when it is read; use or convert the model to .safetensors"
-
-
-@contextlib.contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """`path` opened for reading if it is a regular file, never waiting for a pipe or a device. CheckpointError else."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # before opening: opening alone makes some devices act
-            raise CheckpointError(f"{path} is not a regular file")
-        # Without waiting, and looking again, in case the file was exchanged in between.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise CheckpointError(f"{path} is not a regular file")
-            yield file
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(f"cannot read {shorten(repr(str(path)), 200)}: {reason}") from error
 
 
 def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[int, list[_Entry]]:

@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from qkv.errors import CheckpointError, shorten
-from qkv.weights.files import PICKLES, open_regular, open_tensors, pickle_refused, replacing, save_tensors, unique
+from qkv.weights.files import PICKLES, open_tensors, pickle_refused, replacing, save_tensors, unique
+from qkv.weights.regular import open_regular
 
 MAX_JSON = 16 << 20  # the longest published indexes are below 10 MiB; in memory it may grow twentyfold
 STEMS = ("model", "diffusion_pytorch_model")  # transformers' name, diffusers' name

@@ -10,13 +10,11 @@ Left out: writing, files in several parts, arrays of arrays (which nobody writes
 a chat that runs on these blocks never imports torch. Source: the GGUF specification in the ggml repository.
 """
 
-import contextlib
 import math
 import mmap
 import os
-import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +24,7 @@ import numpy as np
 
 from qkv.errors import CheckpointError, shorten
 from qkv.weights.quantised import KINDS, Blocks
+from qkv.weights.regular import open_regular
 
 # Published headers have 2 to 16 MiB, 20 to 60 keys, up to 1,200 tensors, arrays of up to 520,000 items.
 MAX_HEADER = 32 << 20
@@ -76,7 +75,7 @@ def open_gguf(path: str | Path) -> GGUF:
     meanwhile.
     """
     path = Path(path)
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         before = os.fstat(file.fileno())
         try:
             metadata, entries, start = _read_header(_Reader(file, before.st_size))
@@ -90,22 +89,6 @@ def open_gguf(path: str | Path) -> GGUF:
     whole = np.frombuffer(mapped, np.uint8)
     tensors = {e.name: Blocks(e.kind, e.shape, whole[start + e.begin : start + e.end]) for e in entries}
     return GGUF(path, MappingProxyType(metadata), MappingProxyType(tensors))
-
-
-@contextlib.contextmanager
-def _open_regular(path: Path) -> Iterator[BinaryIO]:
-    """`path` opened for reading if it is a regular file, never waiting for a pipe or a device. CheckpointError else."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # before opening: opening alone makes some devices act
-            raise CheckpointError(f"{path} is not a regular file")
-        # Without waiting, and looking again, in case the file was exchanged in between.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise CheckpointError(f"{path} is not a regular file")
-            yield file
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"cannot read {shorten(repr(str(path)), 300)}: {reason}") from error
 
 
 class _Reader:
