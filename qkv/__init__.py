@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qkv.registry import listing
     from qkv.sample.tokens import Sampling
     from qkv.tasks.chat import ChatRequest, Conversation, achat, achatting, chat, chatting
+    from qkv.tasks.classify import Classified, classify
     from qkv.tasks.complete import CompleteRequest, acomplete, acompleting, complete, completing
     from qkv.tasks.draw import Progress, draw, drawing
     from qkv.tasks.embed import embed
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from qkv.tasks.picture import Picture, Settings
     from qkv.tasks.ready import load
     from qkv.tasks.request import Request
+    from qkv.tasks.search import search
+    from qkv.tasks.search_pictures import search_pictures
     from qkv.tasks.shots import Shot, read_shots
     from qkv.tasks.translate import Translation, translate, translating
     from qkv.tasks.writing import Completion, Piece, Text, Token
@@ -92,14 +95,18 @@ _HOMES = {
     "qkv.sample.tokens": ("Sampling",),
     "qkv.text.chat": ("Message",),
     "qkv.weights.pull": ("pull",),
+    "qkv.tasks.classify": ("Classified", "classify"),
     "qkv.tasks.embed": ("embed",),
     "qkv.tasks.fill": ("fill",),
+    "qkv.tasks.search": ("search",),
+    "qkv.tasks.search_pictures": ("search_pictures",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ChatRequest",
     "CheckpointError",
+    "Classified",
     "CompleteRequest",
     "Completion",
     "ConfigError",
@@ -128,6 +135,7 @@ __all__ = [
     "acompleting",
     "chat",
     "chatting",
+    "classify",
     "complete",
     "completing",
     "draw",
@@ -140,6 +148,8 @@ __all__ = [
     "load_language",
     "pull",
     "read_shots",
+    "search",
+    "search_pictures",
     "translate",
     "translating",
 ]

@@ -13,11 +13,12 @@ from torch import nn
 from qkv.engine.engine import Engine
 from qkv.engine.runner import Chunk
 from qkv.models.bert import Bert, BertConfig
-from qkv.models.clip import TextConfig, TextTower
+from qkv.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from qkv.models.decoder import Decoder
 from qkv.models.decoder_config import DecoderConfig
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.models.noise import NoiseConfig
+from qkv.models.preprocess import Preprocess
 from qkv.models.unet import UNet, UNetConfig
 from qkv.models.vae import VAE, VAEConfig
 from qkv.tasks.language import Language
@@ -28,8 +29,10 @@ from qkv.text.learn import learn_bpe
 from qkv.text.tokenizer import train_tokenizer
 from qkv.text.vocabulary import Added, assemble
 from qkv.weights.bert import save_bert
+from qkv.weights.clip import save_clip
 from qkv.weights.decoder import save_decoder
 from qkv.weights.diffusers import save_latent_diffusion
+from qkv.weights.preprocess import save_preprocess
 
 TEXTS = [
     "a photo of an astronaut riding a horse on mars",
@@ -81,6 +84,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder, in float32."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_latent_diffusion(tiny_pipeline(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP folder for pictures of 32 x 32."""
+    folder = tmp_path_factory.mktemp("clip") / "seer"
+    tokenizer = train_tokenizer(TEXTS * 3, vocab=600)
+    tower = {"dim": 32, "layers": 2, "heads": 2, "ffn_dim": 64, "proj_dim": 16}
+    end = tokenizer.vocab - 1
+    text = TextConfig(vocab=tokenizer.vocab, context=20, start=end - 1, end=end, pad=end, **tower)
+    clip = CLIP(text, VisionConfig(image_size=32, patch=8, **tower)).eval()
+    for seed, part in enumerate((clip.text, clip.vision), 6):
+        strengthen(part, seed)
+    save_clip(clip, folder)
+    tokenizer.save(folder)
+    save_preprocess(Preprocess(resize=32, crop=(32, 32)), folder)
     return folder
 
 

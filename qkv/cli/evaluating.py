@@ -1,4 +1,4 @@
-"""`qkv eval few-shot`: what a language model learns from examples in its prompt."""
+"""`qkv eval clip`, `qkv eval few-shot`: how well pictures find their words; what a prompt's examples teach."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,26 @@ import typer
 from qkv.cli.shared import Shared, verb
 from qkv.cli.text import Model, warn
 from qkv.errors import InputError, shorten
+
+
+@verb
+def eval_clip(
+    shared: Shared,
+    model: Annotated[str | None, typer.Option(help="A CLIP folder; the one that ships if not given.")] = None,
+) -> None:
+    """Measure how well pictures of unseen concepts find their captions, in four languages, beside chance."""
+    from qkv.device import threads
+    from qkv.evaluate import clip
+
+    with threads(shared.threads):
+        result = clip.run(
+            model,
+            device=shared.device or "auto",
+            dtype=shared.dtype or "float32",
+            offline=shared.offline,
+            progress=not shared.json,
+        )
+    shared.say(clip.table(result).rstrip("\n"), result)
 
 
 @verb

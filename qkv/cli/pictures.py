@@ -106,8 +106,12 @@ class Place:
     def of(self, picture: "Picture", number: int, pictures: int) -> Path:
         """The file for picture `number`. A name that we choose is never one that is taken."""
         if self.file is None:
-            return _free(self.folder / f"{slug(picture.prompt)}-{picture.seed}.png")
+            return self.named(f"{slug(picture.prompt)}-{picture.seed}.png")
         return self.file if pictures == 1 else self.file.with_stem(f"{self.file.stem}-{number + 1}")
+
+    def named(self, name: str) -> Path:
+        """The file of a single result that we would call `name`."""
+        return self.file or _free(self.folder / name)
 
 
 def slug(text: str) -> str:

@@ -1,4 +1,7 @@
-"""`qkv fill`, `qkv embed`, `qkv search`: what a text means. Results on stdout, everything else on stderr."""
+"""`qkv fill`, `qkv embed`, `qkv search`, `qkv classify`: what texts and pictures mean.
+
+Results on stdout, everything else on stderr.
+"""
 
 import dataclasses
 import json
@@ -9,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qkv.cli.pictures import Place, slug
 from qkv.cli.shared import Shared, verb
 from qkv.cli.text import Model, warn
 from qkv.errors import InputError, shorten
 
 if TYPE_CHECKING:
     from qkv.tasks.embed import Embedder, Vectors
+    from qkv.tasks.passages import Skipped
 
 CHUNK = 4096  # texts whose vectors are printed at once
 
@@ -113,31 +118,120 @@ def _lines(texts: list[str], vectors: "Vectors") -> Iterator[str]:
 @verb
 def search(
     shared: Shared,
-    query: Annotated[str, typer.Argument(help="What to look for, in your own words.")],
-    place: Annotated[Path, typer.Argument(metavar="FOLDER|FILE", help="Text files, or JSON lines with a text.")],
-    top: Annotated[int, typer.Option("-k", "--top-k", help="How many passages.")] = 10,
+    query: Annotated[str, typer.Argument(help="What to look for, in your own words; or a picture's file.")],
+    place: Annotated[Path, typer.Argument(metavar="FOLDER|FILE", help="Pictures; or text files, or JSON lines.")],
+    top: Annotated[int, typer.Option("-k", "--top-k", help="How many.")] = 10,
+    pictures: Annotated[
+        bool | None, typer.Option("--pictures/--texts", help="What to look at; if not given, what there is more of.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A .png for the pictures that were found.")
+    ] = None,
     model: Model = None,
 ) -> None:
-    """Find the passages of text files that mean what you ask."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
+    """Find the passages of text files, or the pictures, that are nearest to what you ask."""
+    if pictures is None:
+        pictures = output is not None or _asks_for_pictures(query, place)
+    if not pictures:
+        if output is not None:
+            raise InputError("-o is for pictures; leave it or --texts out")
+        _search_texts(shared, query, place, top, model)
+    else:
+        _search_pictures(shared, query, place, top, model, output)
 
+
+def _asks_for_pictures(query: str, place: Path) -> bool:
+    from qkv.tasks.picture_files import count_by_name, picture_named
+
+    if picture_named(query):
+        return True
+    here, others = count_by_name(place)
+    return here > others
+
+
+def _search_texts(shared: Shared, query: str, place: Path, top: int, model: str | None) -> None:
     from qkv.tasks.search import Found, searching
 
-    with Bar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("embedding", total=None)
-        for event in searching(query, place, top=top, model=model, threads=shared.threads, **_where(shared)):
-            if isinstance(event, Found):
-                found = event
-            else:
-                bar.update(task, completed=event.done, total=event.total)
-    for skipped in found.skipped:
-        print(f"qkv: skipped {skipped.file}: {skipped.reason}", file=sys.stderr)
-    warn(found.warnings)
+    found = _last(searching(query, place, top=top, model=model, threads=shared.threads, **_where(shared)), "embedding")
+    assert isinstance(found, Found)
+    _tell(found.skipped, found.warnings)
     for hit in found.hits:
         text, at = hit.passage.text, hit.passage
         values = {"score": hit.score, "file": str(at.file), "line": at.line, "text": text}
         shared.say(f"{hit.score:6.3f}  {at.file}:{at.line}  {shorten(text, 200)}", values)
+
+
+def _search_pictures(shared: Shared, query: str, place: Path, top: int, model: str | None, output: Path | None) -> None:
+    from qkv.tasks.search_pictures import FoundPictures, save_sheet, searching_pictures
+
+    sheet = Place(None if output is None else str(output)).named(f"search-{slug(Path(query).stem)}.png")
+    events = searching_pictures(query, place, top=top, model=model, threads=shared.threads, **_where(shared))
+    found = _last(events, "looking")
+    assert isinstance(found, FoundPictures)
+    _tell(found.skipped, found.warnings)
+    save_sheet(found.sheet(), sheet)
+    counts = {"pictures": found.pictures, "computed": found.computed, "skipped": len(found.skipped)}
+    shared.say(str(sheet), {"sheet": str(sheet), **counts})
+    for hit in found.hits:
+        shared.say(f"{hit.score:6.3f}  {hit.file}", {"score": hit.score, "file": str(hit.file)})
+
+
+def _last(events: Iterable[Any], what: str) -> Any:
+    """The last of the events; the others move a bar on stderr, if someone is looking."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    event = None
+    with Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        for event in events:
+            if hasattr(event, "done"):
+                bar.update(task, completed=event.done, total=event.total)
+    return event
+
+
+def _tell(skipped: "Iterable[Skipped]", warnings: Iterable[str]) -> None:
+    for one in skipped:
+        print(f"qkv: skipped {one.file}: {one.reason}", file=sys.stderr)
+    warn(warnings)
+
+
+class Labelled(typer.core.TyperCommand):
+    """A command whose `--labels` takes all words up to the next option, which click's options cannot."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, taking = list[str](), False
+        for number, word in enumerate(args):
+            if word == "--":
+                given += args[number:]
+                break
+            if word == "--labels":
+                taking = True
+            elif word.startswith("-") and word != "-":
+                taking = False
+                given.append(word)
+            else:
+                given += ["--labels", word] if taking else [word]
+        return super().parse_args(ctx, given)
+
+
+@verb
+def classify(
+    shared: Shared,
+    picture: Annotated[Path, typer.Argument(help="A PNG, JPEG or WebP file.")],
+    labels: Annotated[list[str] | None, typer.Option(metavar="TEXT...", help="Two or more, in your own words.")] = None,
+    model: Model = None,
+) -> None:
+    """Say which of some labels fits a picture, and how likely each is."""
+    from qkv.tasks.classify import classify as run
+
+    found = run(picture, labels or [], model=model, threads=shared.threads, **_where(shared))
+    warn(found.warnings)
+    for one in found.labels:
+        shared.say(f"{one.probability:6.3f}  {one.label}", {**dataclasses.asdict(one), "model": found.model})
 
 
 def _where(shared: Shared) -> dict[str, Any]:

@@ -59,10 +59,11 @@ def caption(item: Item, rng: random.Random, *, language: str = "en", styled: boo
         extras.pop()
 
 
-def plain_caption(item: Item, *, language: str = "en") -> str:
-    """The caption without chance: name, skin tone if any, and style. For evaluation."""
+def plain_caption(item: Item, *, language: str = "en", styled: bool = True) -> str:
+    """The caption without chance: name, skin tone if any, and style."""
     language, words = _words(item, language)
-    return _join([part for part in (words.name, _tone(item, language), _style(item, language)) if part], language)
+    style = _style(item, language) if styled else ""
+    return _join([part for part in (words.name, _tone(item, language), style) if part], language)
 
 
 def texts(items: Sequence[Item]) -> Iterator[tuple[str, str]]:

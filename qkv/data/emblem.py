@@ -116,7 +116,7 @@ def load(home: Path | None = None) -> EmblemData:
     try:
         pictures = np.load(folder / "pictures.npy", mmap_mode="r")
         words = json.loads((folder / "words.json").read_text(encoding="utf-8"))
-        items = list(_read_items((folder / "items.jsonl").read_text(encoding="utf-8").splitlines(), words))
+        items = list(read_items((folder / "items.jsonl").read_text(encoding="utf-8").splitlines(), words))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the emblem data set in {folder} is broken: {error}; run: qkv data emblem") from error
     if pictures.shape != (len(items), raster.SIZE, raster.SIZE, 3):
@@ -127,7 +127,8 @@ def load(home: Path | None = None) -> EmblemData:
     return EmblemData(pictures=pictures, items=items)
 
 
-def _read_items(lines: Iterable[str], words: dict[str, Any]) -> Iterator[Item]:
+def read_items(lines: Iterable[str], words: dict[str, Any]) -> Iterator[Item]:
+    """The items of items.jsonl, a line each, with their words in the other languages from words.json."""
     tones = {
         tone: {code: named[tone] for code, named in words["tones"].items()}
         for tone in next(iter(words["tones"].values()))

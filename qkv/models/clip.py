@@ -91,6 +91,31 @@ def _stack(c: TextConfig | VisionConfig) -> StackConfig:
     )
 
 
+def _openai(width: int, patch: int, image_size: int = 224) -> tuple[TextConfig, VisionConfig]:
+    """Both towers by the text tower's width: 64 a head in either, the picture tower a half or a third wider."""
+    text = TextConfig(dim=width, heads=width // 64, ffn_dim=4 * width, proj_dim=width)
+    dim, layers = {512: (768, 12), 768: (1024, 24)}[width]
+    vision = VisionConfig(
+        image_size=image_size,
+        patch=patch,
+        dim=dim,
+        layers=layers,
+        heads=dim // 64,
+        ffn_dim=4 * dim,
+        proj_dim=width,
+    )
+    return text, vision
+
+
+# 2103.00020, table 20: OpenAI's vision Transformers by their published names.
+PRESETS = {
+    "ViT-B/32": _openai(512, 32),
+    "ViT-B/16": _openai(512, 16),
+    "ViT-L/14": _openai(768, 14),
+    "ViT-L/14@336px": _openai(768, 14, 336),
+}
+
+
 class TextTower(nn.Module):
     """Tokens (B, T) -> states (B, T, D)."""
 

@@ -38,7 +38,7 @@ class Skipped:
 def read_passages(place: Path) -> Iterator[Passage | Skipped]:
     """Everything in a file, or in the files of a folder in the order of their names. NotFoundError."""
     if place.is_dir():
-        for file in _files(place):
+        for file in walk(place):
             yield from _read(file)
     elif place.exists():
         yield from _read(place)
@@ -64,7 +64,8 @@ def read_lines(file: Path) -> list[str]:
     return texts
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
+    """The files in a folder and the folders in it, in the order of their names; no hidden ones, no links."""
     for at, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from qkv import device as devices
-from qkv.errors import CheckpointError, InputError, OutputError, shorten
+from qkv.errors import InputError, shorten
 from qkv.tasks.embed import Embedder, Vectors, load_embedder
 from qkv.tasks.passages import Passage, Skipped, read_passages
-from qkv.tasks.vectors import VectorStore, key_of, store_folder
+from qkv.tasks.vectors import Kept, key_of
 
 CHUNK = 512  # passages whose vectors are kept at once: what an interruption costs at most
 
@@ -68,10 +68,7 @@ def searching(
 
     InputError for an empty query, or a place without any text; NotFoundError, CheckpointError, ConfigError.
     """
-    if not 1 <= top <= 10_000:
-        raise InputError(f"top={top} is out of range; it must be 1 to 10000")
-    if not query.strip():
-        raise InputError("the query is empty; say what to look for")
+    check_query(query, top)
     passages, skipped = [], []
     for one in read_passages(Path(place)):
         passages.append(one) if isinstance(one, Passage) else skipped.append(one)
@@ -83,15 +80,23 @@ def searching(
         asked = embedder.embed([query])
         index = _Index(embedder)
         yield from index.fill([passage.text for passage in passages])
-        scores = _cosine(index.vectors, asked.vectors[0])
+        scores = cosine(index.vectors, asked.vectors[0])
     order = np.argsort(-scores, kind="stable")[:top]
     yield Found(
         hits=tuple(Hit(passages[i], float(scores[i])) for i in order),
         passages=len(passages),
         computed=index.computed,
         skipped=tuple(skipped),
-        warnings=(*asked.warnings, *embedder.warnings(index.cut, index.computed), *index.warnings),
+        warnings=(*asked.warnings, *embedder.warnings(index.cut, index.computed), *index.kept.warnings),
     )
+
+
+def check_query(query: str, top: int) -> None:
+    """InputError unless something is asked for."""
+    if not 1 <= top <= 10_000:
+        raise InputError(f"top={top} is out of range; it must be 1 to 10000")
+    if not query.strip():
+        raise InputError("the query is empty; say what to look for")
 
 
 class _Index:
@@ -100,22 +105,16 @@ class _Index:
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
         self.computed = self.cut = 0
-        self.warnings: list[str] = []
+        self.kept = Kept(embedder.name, embedder.stamp, embedder.dim)
         self.vectors = np.empty((0, embedder.dim), np.float32)
-        self._store: VectorStore | None = None
-        try:
-            self._store = VectorStore(store_folder(embedder.name, embedder.stamp), embedder.dim)
-        except (CheckpointError, OSError) as error:
-            self._give_up(error)
 
     def fill(self, texts: Sequence[str]) -> Iterator[Progress]:
         keys = [key_of(text.encode("utf-8", "replace")) for text in texts]
         of = dict(zip(keys, texts))  # a text that is there twice is computed once
         row = {key: number for number, key in enumerate(of)}
         vectors = np.empty((len(of), self.embedder.dim), np.float32)
-        here = [key for key in of if self._store is not None and key in self._store]
-        if self._store is not None:
-            vectors[[row[key] for key in here]] = self._store.get(here)
+        if here := [key for key in of if key in self.kept]:
+            vectors[[row[key] for key in here]] = self.kept.get(here)
         missing = sorted(of.keys() - set(here), key=lambda key: (len(of[key]), key))
         yield Progress(len(here), len(of))
         for start in range(0, len(missing), CHUNK):
@@ -124,23 +123,12 @@ class _Index:
             vectors[[row[key] for key in some]] = made.vectors
             self.cut += made.cut
             self.computed += len(some)
-            self._keep(some, made.vectors)
+            self.kept.add(some, made.vectors)
             yield Progress(len(here) + self.computed, len(of))
         self.vectors = vectors[[row[key] for key in keys]]
 
-    def _keep(self, keys: Sequence[bytes], vectors: Vectors) -> None:
-        if self._store is not None:
-            try:
-                self._store.add(keys, vectors)
-            except OutputError as error:
-                self._give_up(error)
 
-    def _give_up(self, error: Exception) -> None:
-        self._store = None
-        self.warnings.append(f"the vectors are not kept for the next search: {error}")
-
-
-def _cosine(vectors: Vectors, query: Vectors) -> Vectors:
+def cosine(vectors: Vectors, query: Vectors) -> Vectors:
     """(N, D) and (D,) -> (N,)."""
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
     return np.asarray(vectors @ query / np.maximum(lengths, 1e-12), np.float32)

@@ -86,6 +86,39 @@ class VectorStore:
         self._rows |= {data[i * KEY : (i + 1) * KEY]: known + i for i in range(added)}
 
 
+class Kept:
+    """The store of a model, as far as there can be one: where it is broken or cannot be written, `warnings` says so
+    and nothing is kept."""
+
+    def __init__(self, model: str, stamp: str, dim: int) -> None:
+        self.warnings: list[str] = []
+        self._store: VectorStore | None = None
+        try:
+            self._store = VectorStore(store_folder(model, stamp), dim)
+        except (CheckpointError, OSError) as error:
+            self._give_up(error)
+
+    def __contains__(self, key: bytes) -> bool:
+        return self._store is not None and key in self._store
+
+    def get(self, keys: Sequence[bytes]) -> Vectors:
+        """(N, D), for keys that are all here."""
+        assert self._store is not None
+        return self._store.get(keys)
+
+    def add(self, keys: Sequence[bytes], vectors: Vectors) -> None:
+        """Keeps (N, D) vectors under N keys, if it can."""
+        if self._store is not None:
+            try:
+                self._store.add(keys, vectors)
+            except OutputError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._store = None
+        self.warnings.append(f"the vectors are not kept for the next search: {error}")
+
+
 def _append(file: BinaryIO, end: int, data: bytes) -> None:
     """Writes at `end`, over what a killed process left there."""
     file.truncate(end)

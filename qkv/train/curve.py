@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qkv.errors import MissingDependencyError, OutputError
-from qkv.train.checkpoint import write_atomically
+from qkv.weights.files import write_file
 
 BOOKKEEPING = {"step", "seconds", "skipped"}
 
@@ -28,7 +28,7 @@ def read(file: Path, last: int | None = None) -> list[dict[str, Any]]:
 
 def rewind(file: Path, step: int) -> None:
     """Drop the records after `step`: a resumed run writes them again."""
-    write_atomically(file, "".join(json.dumps(record) + "\n" for record in read(file, step)).encode())
+    write_file(file, "".join(json.dumps(record) + "\n" for record in read(file, step)).encode())
 
 
 def append(file: Path, record: Mapping[str, Any]) -> None:
@@ -65,4 +65,4 @@ def plot(file: Path, picture: Path) -> None:
             panel.set_yscale("log")
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100)
-    write_atomically(picture, data.getvalue())
+    write_file(picture, data.getvalue())

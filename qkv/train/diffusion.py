@@ -1,43 +1,41 @@
 """Recipe 3 of emblem: the U-Net, from a noisy latent and a caption to the clean latent.
 
-Latents are computed once with the finished autoencoder, captions drawn anew at every step and read by the
-finished text tower. What comes out is a whole model folder.
+Latents are computed once with the finished autoencoder; captions are drawn anew at every step. The text tower learns
+along: CLIP only taught it what a whole caption means, at the end token, and the U-Net reads the state of every token.
+`freeze = ["text"]` keeps it as it was. What comes out is a whole model folder.
 """
 
-import hashlib
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL.Image import Image
-from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
-from qkv.data import captions, emblem
+from qkv.data import captions
 from qkv.data.items import Item
+from qkv.errors import ConfigError, unknown
+from qkv.models.clip import TextTower
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.models.noise import NoiseConfig
 from qkv.models.unet import UNet, UNetConfig
-from qkv.models.vae import VAE
 from qkv.sample.denoise import sample
 from qkv.sample.predict import guided, predict
 from qkv.sample.schedules import alphas_bar
 from qkv.tasks.sheet import contact_sheet, to_images
 from qkv.text.tokenizer import Tokenizer
 from qkv.text.weighting import Segment
-from qkv.train.data import Draw, Pictures, to_signed
+from qkv.train.data import Draw
+from qkv.train.latents import Latents, of_pictures, rescaled, unpack
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.objectives import denoising
-from qkv.train.recipes import Context, facts
-from qkv.weights.clip import load_clip
-from qkv.weights.diffusers import load_unet, load_vae, save_latent_diffusion
-from qkv.weights.files import replacing
+from qkv.train.recipes import Context, facts, freeze
+from qkv.weights.clip import load_clip, load_text_tower
+from qkv.weights.diffusers import load_latent_diffusion, load_vae, save_latent_diffusion
 from qkv.weights.folder import Folder
 
-Latents = npt.NDArray[np.float16]
 SHOWN = (
     "a dog, 3d style",
     "dog in a suit",
@@ -52,24 +50,43 @@ SHOWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`autoencoder` and `clip` are what recipes 1 and 2 made; `start` a model folder to take the U-Net from.
+    """`autoencoder` and `clip` are what recipes 1 and 2 made, or pipelines' folders; or all parts of `start` go on.
+    `latents` is a file that `qkv data emblem --latents` packed, where the data set is not here.
 
-    `uncaptioned`, `foreign` and `unstyled` are the shares of captions that are empty, in another language than
-    English, and silent about the drawing's style. `tilt` is that of `objectives.denoising`.
+    `freeze` names parts that learn no further ("text"). Of the captions `uncaptioned` are empty, `foreign` in one of
+    `languages`, `plain` the bare name, the others full of chance, and `unstyled` silent about the drawing's style.
+    `tilt` is that of `objectives.denoising`.
     """
 
     model: UNetConfig
     noise: NoiseConfig
-    autoencoder: Path
-    clip: Path
+    autoencoder: Path | None = None
+    clip: Path | None = None
     start: Path | None = None
+    latents: Path | None = None
+    freeze: tuple[str, ...] = ()
     batch: int = 32
     uncaptioned: float = 0.1
     foreign: float = 0.1
+    languages: tuple[str, ...] = ("zh-hant", "de", "fr")
+    plain: float = 0.0
     unstyled: float = 0.15
     tilt: float = 1.0
     guidance: float = 4.0
     fit: FitConfig
+
+    def __post_init__(self) -> None:
+        for code in self.languages:
+            if code not in captions.languages():
+                raise ConfigError(unknown("language", code, captions.languages()))
+
+
+class Drawer(nn.Module):
+    """What learns: the text tower and the U-Net that reads its states."""
+
+    def __init__(self, text: TextTower, unet: UNet) -> None:
+        super().__init__()
+        self.text, self.unet = text, unet
 
 
 @dataclass(frozen=True)
@@ -91,8 +108,10 @@ class Batches:
     def _caption(self, item: Item, rng: random.Random) -> str:
         if rng.random() < self.recipe.uncaptioned:
             return ""
-        language = rng.choice(captions.languages()) if rng.random() < self.recipe.foreign else "en"
+        language = rng.choice(self.recipe.languages) if rng.random() < self.recipe.foreign else "en"
         styled = rng.random() >= self.recipe.unstyled
+        if rng.random() < self.recipe.plain:
+            return captions.plain_caption(item, language=language, styled=styled)
         return captions.caption(item, rng, language=language, styled=styled)
 
 
@@ -101,41 +120,17 @@ def read(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     return torch.from_numpy(np.stack([tokenizer.chunks([Segment(text)]).ids[0] for text in texts]))
 
 
-def encode(vae: VAE, pictures: Pictures, cache: Path, *, progress: bool = True) -> Latents:
-    """The unscaled mean latents (N, C, y, x) of all pictures, kept in `cache` under a hash of both."""
-    digest = hashlib.sha256(np.ascontiguousarray(pictures).data)
-    for parameter in vae.encoder.parameters():
-        digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    path = cache / f"latents-{digest.hexdigest()[:16]}.npy"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        device = next(vae.parameters()).device
-        made = []
-        for start in track(range(0, len(pictures), 32), "latents", disable=not progress):
-            with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16):
-                mean, _ = vae.distribution(to_signed(pictures[start : start + 32]).to(device))
-            made.append(mean.half().cpu().numpy())
-        with replacing(path) as file:
-            np.save(file, np.concatenate(made))
-    latents: Latents = np.load(path)
-    return latents
-
-
-def train(recipe: Recipe, context: Context) -> Result[UNet]:
-    data = emblem.load()
-    vae = load_vae(Folder(recipe.autoencoder)).float().to(context.device)
-    latents = encode(vae, data.pictures, emblem.data_folder().parent / "latents", progress=context.progress)
-    text, tokenizer = load_clip(Folder(recipe.clip)).text.to(context.device), Tokenizer.load(recipe.clip)
-    text.project = None  # the U-Net reads states, not the joined vector
-
-    seen = [item for item in data.items if item.split == "train"]
-    scaling = float(1 / latents[[item.row for item in seen]].astype(np.float32).std())
-    vae = rescaled(vae, scaling)
-    latents = (latents.astype(np.float32) * scaling).astype(np.float16)
-
+def train(recipe: Recipe, context: Context) -> Result[Drawer]:
     torch.manual_seed(recipe.fit.seed)
-    unet = load_unet(Folder(recipe.start)).float() if recipe.start else UNet(recipe.model)
-    unet = unet.to(context.device)
+    begun = begin(recipe)
+    vae, tokenizer = begun.vae.to(context.device), begun.tokenizer
+    data = unpack(recipe.latents) if recipe.latents else of_pictures(vae, progress=context.progress)
+    vae = rescaled(vae, data.scaling)
+    latents = (data.latents.astype(np.float32) * data.scaling).astype(np.float16)
+    seen = [item for item in data.items if item.split == "train"]
+
+    drawer = Drawer(begun.text, begun.unet).to(context.device)
+    freeze(drawer, recipe.freeze)
     draw = Draw.of([item.row for item in seen], [item.weight for item in seen], recipe.batch, recipe.fit.seed)
     batches = Batches(latents, data.items, draw, tokenizer, recipe)
     bar = torch.from_numpy(np.asarray(alphas_bar(recipe.noise))).to(context.device)
@@ -143,27 +138,27 @@ def train(recipe: Recipe, context: Context) -> Result[UNet]:
     held_ids = read(tokenizer, [captions.plain_caption(item) for item in held]).to(context.device)
     held_latents = torch.from_numpy(latents[[item.row for item in held]].astype(np.float32)).to(context.device)
 
-    def loss(unet: UNet, latent: Tensor, ids: Tensor, generator: torch.Generator, tilt: float = 1.0) -> Tensor:
-        with torch.no_grad():
-            memory = text(ids)
-        kind = recipe.noise.prediction
-        return denoising(lambda x, time: unet(x, time, memory), latent, bar, kind, generator, tilt=tilt)
+    def loss(drawer: Drawer, latent: Tensor, ids: Tensor, generator: torch.Generator, tilt: float = 1.0) -> Tensor:
+        memory, kind = drawer.text(ids), recipe.noise.prediction
+        return denoising(lambda x, time: drawer.unet(x, time, memory), latent, bar, kind, generator, tilt=tilt)
 
-    def objective(unet: UNet, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Loss:
-        return Loss(loss(unet, *batch, generator, recipe.tilt))
+    def objective(drawer: Drawer, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Loss:
+        return Loss(loss(drawer, *batch, generator, recipe.tilt))
 
-    def validate(unet: UNet, step: int) -> dict[str, float]:
+    def validate(drawer: Drawer, step: int) -> dict[str, float]:
         generator = torch.Generator(context.device).manual_seed(0)
-        return {"unseen": float(loss(unet, held_latents, held_ids, generator))}
+        return {"unseen": float(loss(drawer, held_latents, held_ids, generator))}
 
-    def samples(unet: UNet, step: int) -> Image:
-        return preview(assemble(unet), recipe.guidance)
+    def samples(drawer: Drawer, step: int) -> Image:
+        return preview(assemble(drawer), recipe.guidance)
 
-    def assemble(unet: UNet) -> LatentDiffusion:
-        return LatentDiffusion(name="emblem", tokenizer=tokenizer, text=text, unet=unet, vae=vae, noise=recipe.noise)
+    def assemble(drawer: Drawer) -> LatentDiffusion:
+        return LatentDiffusion(
+            name="emblem", tokenizer=tokenizer, text=drawer.text, unet=drawer.unet, vae=vae, noise=recipe.noise
+        )
 
     result = fit(
-        unet,
+        drawer,
         batches,
         objective,
         recipe.fit,
@@ -178,11 +173,27 @@ def train(recipe: Recipe, context: Context) -> Result[UNet]:
     return result
 
 
-def rescaled(vae: VAE, scaling: float) -> VAE:
-    """The same autoencoder with latents `scaling` times as large."""
-    copy = VAE(replace(vae.config, scaling=scaling)).to(next(vae.parameters()).device)
-    copy.load_state_dict(vae.state_dict())
-    return copy.eval()
+def begin(recipe: Recipe) -> LatentDiffusion:
+    """All parts in float32, as the recipe begins with them. Raises ConfigError where it does not say where they are."""
+    if recipe.start is not None:
+        return load_latent_diffusion(recipe.start, dtype=torch.float32)
+    if recipe.autoencoder is None or recipe.clip is None:
+        raise ConfigError("autoencoder and clip are both needed; or set start to a model folder that has them")
+    text, tokenizer = read_text(recipe.clip)
+    vae = load_vae(Folder(recipe.autoencoder)).float()
+    return LatentDiffusion(
+        name="emblem", tokenizer=tokenizer, text=text, unet=UNet(recipe.model), vae=vae, noise=recipe.noise
+    )
+
+
+def read_text(path: Path) -> tuple[TextTower, Tokenizer]:
+    """The text tower and tokenizer of a CLIP's folder, or of a pipeline's."""
+    folder = Folder(path)
+    if folder.has("text_encoder/config.json"):
+        return load_text_tower(folder, "text_encoder", dtype=torch.float32), Tokenizer.load(path / "tokenizer")
+    text = load_clip(folder, dtype=torch.float32).text
+    text.project = None  # the U-Net reads states, not the joined vector
+    return text, Tokenizer.load(path)
 
 
 def preview(model: LatentDiffusion, guidance: float) -> Image:

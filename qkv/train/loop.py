@@ -44,6 +44,7 @@ from qkv.train.optim import (
 )
 from qkv.train.progress import Meter
 from qkv.train.signals import stop_signals
+from qkv.weights.files import write_file
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
@@ -207,7 +208,7 @@ class _Run(Generic[Model]):
             if saved.facts["machine"] != self.machine:
                 was = ", ".join(f"{key} {value}" for key, value in saved.facts["machine"].items())
                 self.meter.say(f"warning: it was trained with {was}; the last bits may differ from an unbroken run")
-        checkpoint.write_atomically(self.folder / "config.json", json.dumps(self.facts, indent=2).encode())
+        write_file(self.folder / "config.json", json.dumps(self.facts, indent=2).encode())
         curve.rewind(self.metrics, self.step)
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
@@ -316,11 +317,11 @@ class _Run(Generic[Model]):
             self.meter.say(f"step {self.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
         path = self.folder / "samples" / f"{self.step:08d}"
         if isinstance(sample, str):
-            checkpoint.write_atomically(path.with_suffix(".txt"), sample.encode())
+            write_file(path.with_suffix(".txt"), sample.encode())
         elif sample:
             data = io.BytesIO()
             sample.save(data, format="png")
-            checkpoint.write_atomically(path.with_suffix(".png"), data.getvalue())
+            write_file(path.with_suffix(".png"), data.getvalue())
         self.plot()
 
     def plot(self) -> None:

@@ -4,7 +4,7 @@ Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024):
 enough, by five Newton-Schulz steps, so that rare directions learn as fast as common ones. "Muon is Scalable for LLM
 Training" (2502.16982), section 2.2: its size is matched to AdamW's, so both share one learning rate and one decay.
 Matrices of one shape go through the steps together, which is what makes them cheap on a CPU.
-Left out: convolutions (a matrix only after folding), several processes.
+A convolution counts as the matrix from all it sees to its channels. Left out: several processes.
 """
 
 from collections import defaultdict
@@ -20,7 +20,8 @@ ADAMW_SIZE = 0.2  # the root mean square of AdamW's updates, in learning rates
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices (2-d) only; `momentum` is Nesterov's, `weight_decay` apart from the gradient, as AdamW's."""
+    """For matrices, and kernels (O, I, Y, X) as matrices (O, IYX); `momentum` is Nesterov's, `weight_decay` apart from
+    the gradient, as AdamW's."""
 
     def __init__(self, params: Iterable[Tensor], *, lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -33,9 +34,10 @@ class Muon(torch.optim.Optimizer):
                 momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in alike]
                 gradients = [p.grad for p in alike if p.grad is not None]
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-                ahead = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # (N, rows, columns)
-                size = ADAMW_SIZE * max(ahead.shape[1:]) ** 0.5
-                updates = orthogonal(ahead).to(alike[0].dtype).unbind()
+                ahead = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+                folded = ahead.flatten(2)  # (N, rows, columns)
+                size = ADAMW_SIZE * max(folded.shape[1:]) ** 0.5
+                updates = orthogonal(folded).to(alike[0].dtype).view_as(ahead).unbind()
                 torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(alike, updates, alpha=-group["lr"] * size)
 

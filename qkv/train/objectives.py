@@ -56,6 +56,19 @@ def contrasting(pictures: Tensor, texts: Tensor, log_scale: Tensor, same: Tensor
     return 0.5 * (F.cross_entropy(logits, here) + F.cross_entropy(logits[:, : len(here)].mT, here))
 
 
+def sigmoid_contrasting(pictures: Tensor, texts: Tensor, log_scale: Tensor, bias: Tensor, same: Tensor) -> Tensor:
+    """SigLIP (2303.15343), section 3.2, algorithm 1: every pair of a picture and a text is judged by itself, as its own
+    or as another's; summed over all pairs, over B. It knows no batch-wide sum, so a wrong answer costs what it costs.
+
+    Vectors and `same` as for `contrasting`; `log_scale` and `bias` are learnt, from ln 10 and -10 on. Pairs of one
+    concept that are not each other's own are left out.
+    """
+    logits = log_scale.exp() * pictures.float() @ texts.float().mT + bias  # (B, B + N)
+    own = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
+    losses = -F.logsigmoid(torch.where(own, logits, -logits))
+    return losses.masked_fill(same & ~own, 0).sum() / len(logits)
+
+
 def distilling(students: Tensor, teachers: Tensor, *, temperature: float = 0.05) -> Tensor:
     """Each student vector (B, E) shall be its teacher's (B, E): by direction, and told apart from the others in the
     batch (InfoNCE, 1807.03748), which keeps small differences of meaning."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qkv.core.block import Block
 from qkv.errors import CheckpointError, ConfigError
+from qkv.models.residual import Residual
 from qkv.train.muon import Muon
 
 
@@ -105,9 +106,10 @@ def optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimi
 
 
 def hidden_matrices(model: nn.Module) -> list[Tensor]:
-    """The weights of the linear layers inside the model's blocks: not embeddings, heads and projections around them."""
-    blocks = (module for module in model.modules() if isinstance(module, Block))
-    return [layer.weight for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
+    """The weights of the linear layers and convolutions inside the model's blocks: not embeddings, heads and
+    projections around them."""
+    blocks = (module for module in model.modules() if isinstance(module, (Block, Residual)))
+    return [layer.weight for block in blocks for layer in block.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
 
 
 def adamw(trained: Sequence[Tensor], config: OptimConfig) -> torch.optim.AdamW:

@@ -27,11 +27,12 @@ from qkv.sample.translation_beam import Search, search_texts
 from qkv.text.bleu import score
 from qkv.text.moses import to_moses
 from qkv.text.pieces import Pieces, learn_pieces
-from qkv.train.checkpoint import mean_weights, write_atomically
+from qkv.train.checkpoint import mean_weights
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.recipes import Context, facts
 from qkv.train.vocabulary_loss import vocabulary_loss
 from qkv.weights.configs import write_json
+from qkv.weights.files import write_file
 from qkv.weights.marian import save_translator
 
 Ids = npt.NDArray[np.int64]
@@ -163,7 +164,7 @@ def train(recipe: Recipe, context: Context) -> Result[Translator]:
     if recipe.average > 1:
         result.model.load_state_dict(mean_weights(context.folder, recipe.average))
         final = validate(result.model, result.steps)["bleu"]
-        write_atomically(context.folder / "average.json", json.dumps({"bleu": final}).encode())
+        write_file(context.folder / "average.json", json.dumps({"bleu": final}).encode())
     export(result.model, pieces, recipe, context.folder / "model")
     return result
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qkv.config import as_dict
-from qkv.errors import ConfigError, OutputError, shorten
-from qkv.weights.files import replacing
+from qkv.errors import ConfigError, shorten
+from qkv.weights.files import write_file
 
 # How transformers spells the shape of a stack, in every family that came after BERT.
 LAYERS = {
@@ -54,9 +54,4 @@ class Keys:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """A JSON file as published ones look, in a folder that is made if need be. Raises OutputError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
-    with replacing(path) as file:
-        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())

@@ -143,6 +143,45 @@ def test_both_towers(both, parity):
         )
 
 
+def flipped(clip):
+    clip.vision.patch.weight.data = clip.vision.patch.weight.data.mT
+
+
+def last(clip):
+    clip.vision.pool = lambda states: clip.vision.norm(states[:, -1])
+
+
+def unentered(clip):
+    clip.vision.enter_norm = torch.nn.Identity()
+
+
+def causal(clip):
+    object.__setattr__(clip.vision.stack.config, "causal", True)
+
+
+def other_gelu(clip):
+    for block in clip.vision.stack.blocks:
+        block.ffn.activation = F.gelu
+
+
+def unscaled(clip):
+    clip.log_scale.data.zero_()
+
+
+@pytest.mark.parametrize("mutate", [flipped, last, unentered, causal, other_gelu, unscaled])
+def test_parity_of_pictures_fails_on(mutate, both, parity):
+    pictures = torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(2))
+    ours, theirs = copy.deepcopy(both[0]), both[1]
+    mutate(ours)
+    with pytest.raises(pytest.fail.Exception, match="parity: differs by"):
+        parity.agree(
+            ours,
+            theirs,
+            lambda clip, dtype: clip.logits(pictures.to(dtype), IDS),
+            lambda model, dtype: model(IDS, pictures.to(dtype)).logits_per_image,
+        )
+
+
 def test_both_towers_come_back(both, tmp_path):
     ours, theirs, folder = both
     save_clip(ours, tmp_path)

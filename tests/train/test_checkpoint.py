@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkv.errors import CheckpointError, InputError, NotFoundError, OutputError
-from qkv.train.checkpoint import load, load_ema, lock, newest, save, write_atomically
+from qkv.errors import CheckpointError, InputError, NotFoundError
+from qkv.train.checkpoint import load, load_ema, lock, newest, save
 
 GROUPS = {"model": {"w": torch.arange(6.0).reshape(2, 3)}, "ema": {"w": torch.ones(2, 3)}}
 
@@ -110,13 +110,3 @@ def test_a_stale_lock_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("process 1 since 2020-01-01 00:00:00\n")
     with lock(tmp_path):
         assert "process 1 " not in (tmp_path / "lock").read_text()
-
-
-def test_a_file_is_replaced_or_left(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "config.json"
-    write_atomically(file, b"one")
-    write_atomically(file, b"two")
-    assert file.read_bytes() == b"two"
-    assert [path.name for path in file.parent.iterdir()] == ["config.json"]
-    with pytest.raises(OutputError, match="cannot write"):
-        write_atomically(file / "below-a-file", b"")

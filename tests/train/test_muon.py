@@ -9,8 +9,16 @@ from torch import Tensor, nn
 from qkv.errors import ConfigError
 from qkv.models.decoder import Decoder
 from qkv.models.decoder_config import DecoderConfig
+from qkv.models.residual import Residual
 from qkv.train.muon import Muon, orthogonal
-from qkv.train.optim import OptimConfig, learning_rate, optimizer_tensors, optimizers, restore_optimizers
+from qkv.train.optim import (
+    OptimConfig,
+    hidden_matrices,
+    learning_rate,
+    optimizer_tensors,
+    optimizers,
+    restore_optimizers,
+)
 
 SHAPES = [(8, 8), (8, 8), (24, 8), (8, 24)]
 
@@ -101,6 +109,18 @@ def test_a_matrix_without_a_gradient_stays_and_zeros_are_no_trouble() -> None:
     assert torch.equal(second, before[1])
 
 
+@pytest.mark.usefixtures("in_fp32")
+def test_a_convolution_is_the_matrix_from_what_it_sees_to_its_channels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kernel = nn.Parameter(torch.randn(6, 4, 3, 3, generator=generator))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    kernel.grad = torch.randn(kernel.shape, generator=generator)
+    matrix.grad = kernel.grad.flatten(1).clone()
+    for parameter in (kernel, matrix):
+        Muon([parameter], lr=0.02, momentum=0.9, weight_decay=0.1).step()
+    torch.testing.assert_close(kernel.detach().flatten(1), matrix.detach(), rtol=1e-5, atol=1e-6)
+
+
 def small() -> Decoder:
     torch.manual_seed(0)
     return Decoder(DecoderConfig(vocab=11, context=8, dim=16, layers=2, heads=2, ffn_dim=32, tied=False))
@@ -120,6 +140,8 @@ def test_only_hidden_matrices_are_its_own() -> None:
     assert mine | rest == set(names.values())
     assert not mine & rest
     assert {"token.weight", "position.weight", "head.weight"} <= rest
+    residual = Residual(4, 8, groups=2, eps=1e-5, time_dim=6)
+    assert {tuple(p.shape) for p in hidden_matrices(residual)} == {(8, 4, 3, 3), (8, 8, 3, 3), (8, 4, 1, 1), (8, 6)}
     with pytest.raises(ConfigError, match="this model has none; use adamw"):
         optimizers(nn.Linear(2, 2), OptimConfig(optimizer="muon"))
 

@@ -10,7 +10,7 @@ from qkv.models.noise import NoiseConfig
 from qkv.models.unet import UNet, UNetConfig
 from qkv.models.vae import VAE, VAEConfig
 from qkv.sample.schedules import alphas_bar
-from qkv.train.objectives import autoencoding, contrasting, denoising, distilling
+from qkv.train.objectives import autoencoding, contrasting, denoising, distilling, sigmoid_contrasting
 
 
 def unit(*shape: int) -> torch.Tensor:
@@ -110,6 +110,63 @@ def test_contrasting_counts_further_texts_as_wrong_answers() -> None:
         terms.append(np.log(np.exp(table[[j for j in asked if j < 4], i]).sum()) - table[i, i])
     found = contrasting(pictures, texts, log_scale, torch.from_numpy(bases[:4, None] == bases))
     assert found.item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def pairs(B: int, N: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return unit(B, 8), unit(B + N, 8), torch.tensor(np.log(10.0)).float(), torch.tensor(-3.0)
+
+
+@pytest.mark.parametrize("further", [0, 3])
+def test_sigmoid_contrasting_is_algorithm_1(further: int) -> None:
+    """2303.15343: z is 1 for a picture's own text and else -1; the sum of -log sigmoid(z logit) over the batch size."""
+    pictures, texts, log_scale, bias = pairs(5, further)
+    bases = np.array([0, 1, 0, 2, 3, 1, 7, 8])[: 5 + further]  # of the pictures' texts and three more
+    x, y = pictures.double().numpy(), texts.double().numpy()
+    total = 0.0
+    for i in range(5):
+        for j in range(5 + further):
+            if i == j or bases[i] != bases[j]:
+                z = 1 if i == j else -1
+                total += np.log1p(np.exp(-z * (np.exp(log_scale.double().item()) * x[i] @ y[j] + bias.item())))
+    found = sigmoid_contrasting(pictures, texts, log_scale, bias, torch.from_numpy(bases[:5, None] == bases))
+    assert found.item() == pytest.approx(total / 5, rel=1e-5)
+
+
+def test_sigmoid_contrasting_is_siglips_loss_where_all_pairs_differ() -> None:
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = small | {"vocab_size": 20, "max_position_embeddings": 8, "projection_size": 16, "pad_token_id": 1}
+    vision = small | {"image_size": 8, "patch_size": 4}
+    torch.manual_seed(0)
+    model = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)).eval()
+    with torch.no_grad():
+        model.logit_scale.fill_(1.5)
+        model.logit_bias.fill_(-2.0)
+        ids, pixels = torch.randint(2, 20, (6, 8)), torch.randn(6, 3, 8, 8)
+        out = model(input_ids=ids, pixel_values=pixels, return_loss=True)
+    vectors = (F.normalize(each, dim=-1) for each in (out.image_embeds, out.text_embeds))
+    found = sigmoid_contrasting(*vectors, torch.tensor(1.5), torch.tensor(-2.0), torch.eye(6, dtype=torch.bool))
+    torch.testing.assert_close(found, out.loss)
+
+
+def test_sigmoid_contrasting_begins_low_and_overfits_one_batch() -> None:
+    """At the paper's start nearly all pairs are judged right, and each picture then finds its text."""
+    torch.manual_seed(0)
+    pictures, texts, same = torch.randn(8, 16), torch.randn(8, 16), torch.eye(8, dtype=torch.bool)
+    towers = nn.ModuleList([nn.Linear(16, 12), nn.Linear(16, 12)])
+    scale, bias = nn.Parameter(torch.tensor(np.log(10.0)).float()), nn.Parameter(torch.tensor(-10.0))
+    optimizer = torch.optim.AdamW([*towers.parameters(), scale, bias], lr=0.03)
+    seen = []
+    for _ in range(150):
+        vectors = [F.normalize(tower(x), dim=-1) for tower, x in zip(towers, (pictures, texts))]
+        loss = sigmoid_contrasting(*vectors, scale, bias, same)
+        seen.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert 5 < seen[0] < 15  # about 10 for each picture's own text, next to nothing for the others
+    assert seen[-1] < 0.05
+    assert (vectors[0] @ vectors[1].mT).argmax(1).tolist() == list(range(8))
 
 
 def test_distilling_overfits_one_batch() -> None:

@@ -1,17 +1,23 @@
 """The three recipes of emblem, one after the other on a tiny data set, down to a drawn picture."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from qkv import draw
+from qkv import classify, draw
 from qkv.data import emblem
 from qkv.data.emblem import EmblemData
 from qkv.data.items import Item, Words
 from qkv.errors import ConfigError
+from qkv.tasks.embed_clip import load_clip_embedder
 from qkv.train import clip
 from qkv.train.recipes import run
+from qkv.weights.folder import Folder
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 160, 40), "blue": (30, 60, 220), "black": (0, 0, 0)}
 
@@ -45,6 +51,16 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def packed_latents(folder: Path) -> Path:
+    """As `qkv data emblem --latents` writes it."""
+    facts = [{k: v for k, v in asdict(item).items() if k not in ("row", "words", "tones")} for item in squares().items]
+    numbers = np.random.default_rng(0).integers(-127, 128, (len(facts), 8, 16, 16), np.int8)
+    texts = {"items": "\n".join(map(json.dumps, facts)), "words": '{"tones": {"de": {}}, "concepts": {}}'}
+    coded = {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
+    np.savez(folder / "packed.npz", latents=numbers, scale=np.full((1, 8, 1, 1), 0.02, np.float32), **coded)
+    return folder / "packed.npz"
+
+
 def test_the_recipes_make_a_model_that_draws(home: Path) -> None:
     recipes, runs = Path(__file__).parents[2] / "recipes", home / "runs"
     small_vae = ["model.dims=[8, 16, 16, 16]", "model.groups=4"]
@@ -64,10 +80,41 @@ def test_the_recipes_make_a_model_that_draws(home: Path) -> None:
     (picture,) = draw("red, flat style", model=runs / "unet/model", steps=2, seed=1)
     assert picture.image.size == (128, 128)
 
+    again = [*FIT, "fit.steps=1", f'start="{runs}/unet/model"', "fit.optim.optimizer=muon", 'freeze=["text"]']
+    on = run(recipes / "emblem-unet.toml", again, folder=runs / "on", progress=False).model
+    assert torch.equal(on.text.token.weight, made.model.text.token.weight.half().float())  # frozen, from fp16 weights
+    assert not torch.equal(on.unet.enter.weight, made.model.unet.enter.weight.half().float())
+
+    parts_of = [f'{name}="{runs}/unet/model"' for name in ("autoencoder", "clip")]
+    packed = ["fit.steps=1", f'latents="{packed_latents(home)}"', *parts_of, "model.memory_dim=32", *small_unet]
+    assert run(recipes / "emblem-unet.toml", [*FIT, *packed], folder=runs / "packed", progress=False).steps == 1
+
+    fresh = clip.load_clip(Folder(runs / "clip/model")).text
+    assert not torch.equal(made.model.text.stack.norm.weight, fresh.stack.norm.weight)  # it learnt along
+    parts_again = ["fit.steps=1", f'start="{runs}/clip/model"', f'reader="{runs}/unet/model"']
+    met = run(recipes / "emblem-clip-pictures.toml", [*FIT, *parts_again], folder=runs / "met", progress=False).model
+    assert torch.equal(met.clip.text.token.weight, made.model.text.token.weight.half().float())
+    assert not torch.equal(met.clip.text.project.weight, fresh.project.weight)
+
     more = [*FIT[1:], "fit.steps=3", *parts, *small_unet]
     assert run(recipes / "emblem-unet.toml", more, folder=runs / "unet", resume=True, progress=False).steps == 3
     with pytest.raises(ConfigError, match="uncaptioned=0.5 was 0.1"):
         run(recipes / "emblem-unet.toml", [*more, "uncaptioned=0.5"], folder=runs / "unet", resume=True, progress=False)
+
+
+def test_clip_with_siglips_loss(home: Path) -> None:
+    """Another value in the recipe; what comes out is a CLIP folder as ever, that looks at pictures."""
+    recipe = Path(__file__).parents[2] / "recipes/emblem-clip.toml"
+    small = ["text.dim=32", "text.heads=2", "text.layers=1", "vision.layers=1", "vocab=600", "texts=4"]
+    made = run(recipe, [*FIT, *small, "loss=sigmoid"], folder=home / "clip", progress=False)
+    assert float(made.model.bias) == pytest.approx(-10, abs=0.1)
+    assert float(made.model.clip.log_scale) == pytest.approx(2.3026, abs=0.1)
+    white = Image.new("RGB", (256, 128), "white")
+    assert load_clip_embedder(home / "clip/model").see(white).max() == 1  # -1 to 1, as in training
+    found = classify(white, ["red", "blue"], model=home / "clip/model")
+    assert sum(label.probability for label in found.labels) == pytest.approx(1)
+    with pytest.raises(ConfigError, match="loss 'tanh'"):
+        run(recipe, [*FIT, *small, "loss=tanh"], folder=home / "other", progress=False)
 
 
 def test_wrong_recipes_are_named(home: Path) -> None:
@@ -78,6 +125,9 @@ def test_wrong_recipes_are_named(home: Path) -> None:
         ('task = "autoencoder"\n[fit]\nstep = 5', "unknown key 'fit.step'; did you mean fit.steps"),
         ('task = "autoencoder"\n[fit]\nsteps = "5"', "fit.steps='5' is not a whole number"),
         ('task = "autoencoder"\nfreeze = ["x"]\n[fit]\nsteps = 1', "freeze='x' is the start of no parameter's name"),
+        ('task = "clip"\n[fit]\nsteps = 1', "a CLIP from scratch needs a teacher"),
+        ('task = "clip"\nstart = "a"\n[fit]\nsteps = 1', "start and reader go together"),
+        ('task = "diffusion"\n[model]\n[noise]\n[fit]\nsteps = 1', "autoencoder and clip are both needed"),
     ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=message):
