@@ -45,6 +45,9 @@ def _precision(dtype: str | None) -> list[str]:
 def data_emblem(
     shared: Shared,
     notice: Annotated[bool, typer.Option("--notice", help="Only print licences and attributions.")] = False,
+    latents: Annotated[
+        Path | None, typer.Option(help="Pack what the data set trains emblem on into this file, to train elsewhere.")
+    ] = None,
 ) -> None:
     """Build the emblem data set: emoji-like pictures with captions."""
     from qkv.data import emblem
@@ -53,8 +56,21 @@ def data_emblem(
         text = emblem.notice()
         shared.say(text.rstrip("\n"), {"notice": text})
         return
+    if latents is not None:
+        _pack(latents, progress=not shared.json)
+        shared.say(str(latents), {"path": str(latents)})
+        return
     path = str(emblem.build(progress=not shared.json))
     shared.say(path, {"path": path})
+
+
+def _pack(path: Path, *, progress: bool) -> None:
+    from qkv.registry import resolve
+    from qkv.train.latents import pack
+    from qkv.weights.diffusers import load_vae
+    from qkv.weights.folder import Folder
+
+    pack(load_vae(Folder(resolve("emblem"))).float(), path, progress=progress)
 
 
 @verb
