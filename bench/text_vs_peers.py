@@ -7,7 +7,8 @@ transformers (the better of float32 and bfloat16) and 1.5 times faster than by l
 of 512 comes 3 times sooner than from transformers in float32, 1.2 times sooner than in bfloat16 and no later than from
 llama.cpp; 16 streams at once are written no slower than by llama.cpp's own server with 16 slots, and 3 times faster
 than one stream of ours; from process start to the first token takes at most half of transformers' time, and the memory
-above a bare `import torch` is at most 1.3 times the weights file.
+above a bare `import torch` is at most 1.3 times the weights file. How near decoding is to the memory's roof is shown
+beside it: bytes of weights that a token needs times tokens a second, over what a plain read by as many threads gets.
 
 transformers reads the file's weights dequantised, which is what it can do with them. Quality gate: our logits against
 transformers' in float32 on these weights (relative to the largest), and how many greedy tokens agree.
@@ -15,6 +16,7 @@ transformers' in float32 on these weights (relative to the largest), and how man
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -59,6 +61,24 @@ def streams(prompts, tokens):
 
 def tokenize(text):
     return language.tokenizer.encode(text)
+
+def weights():
+    from qkv.weights.gguf import open_gguf
+    from qkv.weights.gguf_decoder import read_decoder
+    config, blocks = read_decoder(open_gguf(MODEL))
+    looked_up = set() if config.tied else {"token.weight"}  # a row of it alone is read
+    return sum(b.data.nbytes for name, b in blocks.items() if name not in looked_up | {"position.weight"})
+
+def plain(size=1 << 28):
+    import ctypes
+    import numpy as np
+    search = ctypes.CDLL(None).memchr  # looks at every byte, as fast as memory gives them
+    search.argtypes, search.restype = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t), ctypes.c_void_p
+    parts = [np.full(size // THREADS, 1, np.uint8) for _ in range(THREADS)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        began = time.perf_counter()
+        list(pool.map(lambda part: search(part.ctypes.data, 0, part.size), parts))
+        return size / (time.perf_counter() - began)
 
 def logits(ids):
     from qkv.engine.runner import Chunk
@@ -191,7 +211,9 @@ class Prompts:
 
 
 def has(python: str, package: str) -> bool:
-    """Whether an interpreter can import it; a peer that is not there is left out and named."""
+    """Whether an interpreter is there and can import it; a peer that is not there is left out and named."""
+    if shutil.which(python) is None:
+        return False
     return not subprocess.run([python, "-c", f"import {package}"], stderr=subprocess.DEVNULL).returncode
 
 
@@ -204,6 +226,11 @@ def decode(worker: Worker, prompts: Prompts) -> float:
 def first(worker: Worker, prompts: Prompts) -> float:
     """Seconds to the first token after a long prompt."""
     return float(worker("write", ids=prompts.new(LONG), tokens=1)["found"][0][0])
+
+
+def plain(worker: Worker, prompts: Prompts) -> float:
+    """Seconds a byte of a plain read."""
+    return 1 / float(worker("plain")["found"])
 
 
 def together(worker: Worker, prompts: Prompts) -> float:
@@ -342,6 +369,17 @@ def main() -> None:
             one = turns(decode, "qkv", *bits, "llama.cpp", "llama.cpp server")
             aims = dict.fromkeys(bits, 4.0) | dict.fromkeys(("llama.cpp", "llama.cpp server"), 1.5)
             row("one stream: tokens/s", one, aims, _rate)
+            size = int(workers["qkv"]("weights")["found"])
+            mine = {"qkv": partial(decode, workers["qkv"], prompts), "plain": partial(plain, workers["qkv"], prompts)}
+            reads = take_turns(mine, asked.rounds)
+            results["weights read a token: bytes"], results["seconds a token, a byte of a plain read"] = size, reads
+            speeds = [
+                spread([size / 1e9 / seconds for seconds in reads["qkv"]]),
+                spread([1e-9 / s for s in reads["plain"]]),
+            ]
+            share = spread([size * byte / token for token, byte in zip(reads["qkv"], reads["plain"])])
+            title = f"one stream: GB/s of weights ({size / 1e6:.0f} MB a token)"
+            rows.append([title, speeds[0], "a plain read", speeds[1], f"{share} of it", ""])
         if "first" in asked.only:
             found = turns(first, "qkv", *bits, "llama.cpp", "llama.cpp server")
             aims = dict(zip(bits, (3.0, 1.2))) | {"llama.cpp": 1.0, "llama.cpp server": 1.0}

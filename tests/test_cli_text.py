@@ -75,10 +75,11 @@ def test_a_question(qkv: Callable[..., Ran], scripted) -> None:
 
 def test_completion(qkv: Callable[..., Ran], scripted) -> None:
     scripted({"def f():": "\n  pass"})
-    assert qkv("complete", "def f():") == (0, "\n  pass\n", "")
-    assert qkv("complete", piped=b"def f():") == (0, "\n  pass\n", "")
+    assert qkv("complete", "def f():", "--code") == (0, "\n  pass\n", "")
+    assert qkv("complete", piped=b"def f():").out == "\n  pass\n"
+    assert qkv("complete", "def f():").err.startswith("qkv: warning: code: read as python")
     assert qkv("complete", "def f():", "--echo").out == "def f():\n  pass\n"
-    several = qkv("complete", "def f():", "-n", 2)
+    several = qkv("complete", "def f():", "-n", 2, "--no-code")
     assert several.out == "\n  pass\n" * 2
     assert several.err.startswith("qkv: warning: greedy: ")
     lines = qkv(
@@ -87,6 +88,8 @@ def test_completion(qkv: Callable[..., Ran], scripted) -> None:
     texts = [json.loads(line) for line in lines.splitlines()]
     assert [text["seed"] for text in texts] == [7, 8, 9]
     assert all(len(token["top"]) == 2 for text in texts for token in text["tokens"])
+    ran = qkv("complete", "ab", "--echo", "--max-tokens", 1, "--logprobs", 0, "--json")
+    assert [token["logprob"] is None for token in json.loads(ran.out)["tokens"]] == [True, False, False]
     assert len(qkv("complete", "a", "--beams", 3, "-n", 3, "--max-tokens", 2, "--json").out.splitlines()) == 3
     assert re.fullmatch(r"\d\d\n", qkv("complete", "a", "--regex", r"\d\d").out)
 
@@ -221,7 +224,7 @@ def test_ctrl_c_keeps_the_text(folder: Path) -> None:
     sent = time.monotonic()
     out, err = running.communicate(timeout=60)
     assert (running.returncode, err) == (130, b"")
-    assert time.monotonic() - sent < 10
+    assert time.monotonic() - sent < 30
     text = b"".join([*pieces, out])
     assert text.endswith(b"\n")
     assert len(pieces) > 1  # it came bit by bit

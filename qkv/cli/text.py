@@ -77,7 +77,13 @@ def complete(
     beams: Annotated[int, typer.Option(help="Above 1: search so many texts at once for the likeliest.")] = 1,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before it.")] = False,
     heal: Annotated[bool, typer.Option("--heal", help="The prompt may end within a word.")] = False,
-    logprobs: Annotated[int | None, typer.Option(help="With --json: the K likeliest tokens at each place.")] = None,
+    code: Annotated[
+        bool | None, typer.Option("--code/--no-code", help="The text is code; without either, if it reads as code.")
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="With --json: the K likeliest tokens at each place; with --echo the prompt's too."),
+    ] = None,
 ) -> None:
     """Go on from a text, or complete code in a file."""
     more = {"schema": _read(schema), "regex": regex, "n": n, "best_of": best_of, "beams": beams, "logprobs": logprobs}
@@ -86,9 +92,9 @@ def complete(
         raise InputError("logprobs are printed as JSON only; add --json")
     given = _piped() if text is None else text
     if at is not None:
-        from qkv.tasks.code import CodeRequest, completing_code, read_code
+        from qkv.tasks.code import completing_code, in_file
 
-        _show(shared, completing_code(CodeRequest(source=read_code(Path(given)), line=at, options=options)))
+        _show(shared, completing_code(in_file(Path(given), at, options)))
         return
     from qkv.tasks.complete import CompleteRequest, completing
     from qkv.tasks.shots import read_shots
@@ -100,6 +106,7 @@ def complete(
         shots=read_shots(shots) if shots else (),
         echo=echo,
         heal=heal,
+        code=code,
     )
     _show(shared, completing(request))
 

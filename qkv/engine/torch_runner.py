@@ -1,36 +1,64 @@
-"""Any `Decoder` behind the engine's `Runner`, in plain PyTorch: a page of a sequence at a time.
+"""Any `Decoder` behind the engine's `Runner`, in plain PyTorch: a fixed number of rows at a time.
 
 The promise (runner.py) is that a token's numbers never depend on what else is computed. In PyTorch they do: a product
-of 3 rows differs in its last bits from one of 16, so does attention over padded keys. Here every pass of the decoder
-has one shape that follows from the place alone: the `page` rows of one page of one sequence, each at the row where it
-will lie, over the keys of the pages up to that one; rows that are not asked for now hold token 0. A row's numbers then
-cannot know how many of its neighbours were real. The price is that 16 sequences cost 16 passes: this runner is for
-models without compiled kernels, and what those are tested against (native_runner.py batches).
+of 3 rows differs in its last bits from one of 16, so does attention over padded keys. Here every product has one shape,
+`page` rows, whoever they belong to, and attention has one that follows from the place alone: the `page` queries of one
+page of one sequence, each at the row where it lies, over the keys of the pages up to that one. A row's numbers then
+cannot know how many of its neighbours were real.
+
+Rows of several sequences share a pass if a product gives every one of its rows the same bits for the same numbers,
+which no library promises: it is tried when the decoder is loaded, and where it is not so, a pass is one page of one
+sequence with each row at its place. What is never shared is attention: 16 sequences look 16 times.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from qkv.core.attention import Attention, Rotary, attend, rotate
+from qkv.core.position import alibi, rotary
+from qkv.core.stack_config import StackConfig
 from qkv.engine.runner import Chunk
 from qkv.errors import ConfigError
 from qkv.models.decoder import Decoder
 
 MEMORY = 1 << 30
-HEAD_ROWS = 16  # logits are for one row mostly, and heads are large; again one shape, each row at its place
+HEAD_ROWS = 16  # logits are for few rows mostly, and heads are large; again one shape
 NARROW_PAGE, PAGE = 64, 32  # in 16 bits and in 32: where more rows read a prompt no faster, and cost one token little
+
+
+class _Tile(NamedTuple):
+    """Neighbours of one sequence in one page that go through the decoder now."""
+
+    ids: Sequence[int]
+    offset: int  # of the first within its page
+    table: Sequence[int]  # the sequence's pages up to this one
+    slot: int  # the first one's row in the pass
+    wanted: int  # how many logits, of the last ones
+
+    @property
+    def slots(self) -> slice:
+        return slice(self.slot, self.slot + len(self.ids))
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.offset, self.offset + len(self.ids))
 
 
 class TorchRunner:
     """`decoder` with a pool of pages in `memory` bytes, laid out as it is used, on the decoder's own device.
 
-    `page` is rows a page and a pass. `context` is the decoder's, down to a whole page. Raises ConfigError if `memory`
-    holds no page.
+    `page` is rows a page and a pass. `context` is the decoder's, down to a whole page. `shared`: whether sequences
+    share a pass (None: if that changes no bit). Raises ConfigError if `memory` holds no page.
     """
 
-    def __init__(self, decoder: Decoder, *, memory: int = MEMORY, page: int | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, *, memory: int = MEMORY, page: int | None = None, shared: bool | None = None
+    ) -> None:
         config, weight = decoder.config, decoder.token.weight
         self.decoder = decoder.eval()
         self.vocab = config.vocab
@@ -44,60 +72,165 @@ class TorchRunner:
             raise ConfigError(f"memory={memory} bytes hold no page of keys and values; one takes {self.page_bytes}")
         shape = (config.layers, 2, self.pages, self.page, *row)
         try:
-            self._cache = _PagedCache(torch.empty(shape, dtype=weight.dtype, device=weight.device))
+            self._pool = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         except RuntimeError as error:
             raise ConfigError(f"there is no room for memory={memory} bytes of keys and values; give less") from error
+        self._pass = _Pass(config.stack)
+        self._blocks = [_tiled(block, self._pass) for block in decoder.stack.blocks]
+        self.shared = True
+        self.shared = self._rows_are_alike() if shared is None else shared
+
+    @torch.inference_mode()
+    def _rows_are_alike(self) -> bool:
+        """Whether one token gets the same bits in every row of a pass and of a head."""
+        states = self._states([_Tile([0], 0, [0], slot, 1) for slot in range(self.page)])
+        logits = self.decoder.logits(states[:1].expand(HEAD_ROWS, -1).contiguous())
+        return torch.equal(states, states[:1].expand_as(states)) and torch.equal(logits, logits[:1].expand_as(logits))
 
     @torch.inference_mode()
     def step(self, chunks: Sequence[Chunk]) -> list[np.ndarray]:
-        found = [self._read(chunk) for chunk in chunks]
-        return [torch.cat(logits).float().cpu().numpy() for logits in found if logits]
+        states, places = [], list[int]()  # of the rows that logits are wanted of
+        for tiles in self._passes(chunks):
+            found = self._states(tiles)
+            for tile in tiles:
+                first = len(tile.ids) - tile.wanted
+                states.append(found[tile.slot + first : tile.slot + len(tile.ids)])
+                places += range(tile.offset + first, tile.offset + len(tile.ids))
+        wanted = [chunk.wanted for chunk in chunks if chunk.wanted]
+        return [found.numpy() for found in self._logits(torch.cat(states), places).split(wanted)] if wanted else []
 
-    def _read(self, chunk: Chunk) -> list[Tensor]:
-        """One pass for each page that the chunk touches; the logits of its last `wanted` rows, page by page."""
-        stop, found = chunk.start + len(chunk.ids), []
-        for first in range(chunk.start - chunk.start % self.page, stop, self.page):
-            begin, end = max(first, chunk.start), min(first + self.page, stop)
-            states = self._pass(chunk.ids[begin - chunk.start : end - chunk.start], begin, chunk.table)
-            begin = max(begin, stop - chunk.wanted)
-            for block in range(begin - begin % HEAD_ROWS, end, HEAD_ROWS) if begin < end else ():
-                logits = self.decoder.logits(states[block - first : block - first + HEAD_ROWS])
-                found.append(logits[max(begin - block, 0) : end - block])
-        return found
+    def _passes(self, chunks: Sequence[Chunk]) -> Iterator[list[_Tile]]:
+        """The chunks, cut at the ends of pages and of passes; a sequence's rows come in their order."""
+        tiles, free = list[_Tile](), self.page
+        for chunk in chunks:
+            start, stop = chunk.start, chunk.start + len(chunk.ids)
+            while start < stop:
+                page, offset = divmod(start, self.page)
+                if free == 0 or (tiles and not self.shared):
+                    yield tiles
+                    tiles, free = [], self.page
+                end = min(stop, start + self.page - offset, start + free if self.shared else stop)
+                ids = chunk.ids[start - chunk.start : end - chunk.start]
+                slot = self.page - free if self.shared else offset
+                wanted = min(max(end - (stop - chunk.wanted), 0), end - start)
+                tiles.append(_Tile(ids, offset, chunk.table[: page + 1], slot, wanted))
+                free -= end - start
+                start = end
+        if tiles:
+            yield tiles
 
-    def _pass(self, ids: Sequence[int], start: int, table: Sequence[int]) -> Tensor:
-        """The states (page, D) of the page in which `ids` stand from position `start` on."""
-        page, offset = divmod(start, self.page)
-        rows = slice(offset, offset + len(ids))
-        padded = torch.zeros(1, self.page, dtype=torch.long)
-        padded[0, rows] = torch.tensor(ids)
-        self._cache.turn_to(table[: page + 1], rows)
-        return self.decoder.states(padded.to(self._cache.device), cache=self._cache)[0]
+    def _states(self, tiles: Sequence[_Tile]) -> Tensor:
+        """One pass: the states (page, D), of which the tiles' slots mean something."""
+        decoder, device = self.decoder, self._pool.device
+        ids = torch.zeros(1, self.page, dtype=torch.long)
+        positions = torch.zeros(1, self.page, dtype=torch.long)
+        for tile in tiles:
+            start = (len(tile.table) - 1) * self.page + tile.offset
+            ids[0, tile.slots] = torch.tensor(tile.ids)
+            positions[0, tile.slots] = torch.arange(start, start + len(tile.ids))
+        ids, positions = ids.to(device), positions.to(device)
+        x = decoder.token(ids)  # (1, page, D)
+        if decoder.position is not None:
+            x = decoder.position(x, positions=positions)
+        if decoder.norm is not None:
+            x = decoder.norm(x)
+        self._pass.begin(tiles, self.page, positions[0], x.dtype)
+        for block, window, pool in zip(self._blocks, decoder.config.stack.layer_windows, self._pool):
+            self._pass.turn_to(pool, window)
+            x = block(x)
+        norm = decoder.stack.norm
+        return (x if norm is None else norm(x))[0]
+
+    def _logits(self, states: Tensor, places: Sequence[int]) -> Tensor:
+        """(rows, V) of states (rows, D) that stand at `places` of their pages: HEAD_ROWS at a time."""
+        found, first = [], 0
+        while first < len(states):
+            slot = 0 if self.shared else places[first] % HEAD_ROWS
+            count = 1
+            while first + count < len(states) and slot + count < HEAD_ROWS:
+                if not self.shared and places[first + count] != places[first] + count:
+                    break
+                count += 1
+            block = states.new_zeros(HEAD_ROWS, states.shape[-1])
+            block[slot : slot + count] = states[first : first + count]
+            found.append(self.decoder.logits(block)[slot : slot + count].float().cpu())
+            first += count
+        return torch.cat(found)
 
 
-class _PagedCache:
-    """The pool (layers, 2, pages, page, G, K) as the `StackCache` of one sequence after the other."""
+class _Pass:
+    """What the layers of one pass read beside their rows: which rows are whose, and what they may look at."""
 
-    def __init__(self, pool: Tensor) -> None:
-        self.device, self.page = pool.device, pool.shape[3]
-        self.layers = [_PagedLayer(self, keys, values) for keys, values in pool]
+    def __init__(self, config: StackConfig) -> None:
+        self._config = config
+        self.turn: Rotary | None = None
 
-    def turn_to(self, table: Sequence[int], rows: slice) -> None:
-        """The next pass is about the last page of `table`, of which `rows` are new."""
-        self.table, self.rows = torch.tensor(table, device=self.device), rows
-        self.last, self.length = table[-1], (len(table) - 1) * self.page
+    def begin(self, tiles: Sequence[_Tile], page: int, positions: Tensor, dtype: torch.dtype) -> None:
+        c, device = self._config, positions.device
+        self.tiles, self.page = tiles, page
+        self.tables = [torch.tensor(tile.table, device=device) for tile in tiles]
+        if c.position == "rotary":
+            self.turn = rotary(positions, c.rotary_width, base=c.rotary_base, scaling=c.rotary_scaling)
+        sizes = {len(tile.table) for tile in tiles}
+        self._biases = {
+            (pages, window): self._bias(pages, window, dtype, device) for pages in sizes for window in set(c.windows)
+        }
+
+    def turn_to(self, pool: Tensor, window: int | None) -> None:
+        """The next layer's keys and values (2, pages, page, G, K), and how far back it looks."""
+        self.keys, self.values = pool
+        self._window = window
+
+    def bias(self, tile: _Tile) -> Tensor:
+        return self._biases[len(tile.table), self._window]
+
+    def _bias(self, pages: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Of the last page's queries over all keys (T, S), causality and all: bool, or with ALiBi float (H, T, S)."""
+        T, S, c = self.page, pages * self.page, self._config
+        seen = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+        if window is not None and window < S:
+            seen = seen.triu(S - T - window + 1)
+        if c.position != "alibi":
+            return seen
+        return alibi(c.heads, T, S, device=device).to(dtype).masked_fill(~seen, -torch.inf)
 
 
-class _PagedLayer:
-    def __init__(self, cache: _PagedCache, keys: Tensor, values: Tensor) -> None:
-        self._cache, self._keys, self._values = cache, keys, values
+class _TiledAttention(nn.Module):
+    """An `Attention` whose products are of all rows of a pass, and whose looks are of one page each."""
 
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return self._write(self._keys, k), self._write(self._values, v)
+    def __init__(self, attention: Attention, here: _Pass) -> None:
+        super().__init__()
+        self.attention, self._here = attention, here
 
-    def _write(self, pool: Tensor, new: Tensor) -> Tensor:
-        """Puts the new rows of `new` (1, G, page, K) into the pool; returns those of all pages (1, G, S, K)."""
-        cache, page = self._cache, pool[self._cache.last]  # (page, G, K), a view
-        page[cache.rows] = new[0].transpose(0, 1)[cache.rows]
-        page[cache.rows.stop :] = 0  # masked, but what lay there may be NaN, and 0 * NaN is NaN
-        return pool[cache.table].flatten(0, 1).transpose(0, 1)[None]
+    def forward(self, x: Tensor, **unused: object) -> Tensor:
+        """x (1, R, D) -> (1, R, D)."""
+        own, here = self.attention, self._here
+        q = own.q(x).unflatten(-1, (own.heads, -1)).transpose(1, 2)  # (1, H, R, K)
+        q = q if own.q_norm is None else own.q_norm(q)
+        k, v = own.keys_values(x)  # (1, G, R, K)
+        if here.turn is not None:
+            q, k = rotate(q, here.turn), rotate(k, here.turn)
+        for tile in here.tiles:
+            for pool, new in ((here.keys, k), (here.values, v)):
+                page = pool[tile.table[-1]]  # (page, G, K), a view
+                page[tile.rows] = new[0, :, tile.slots].transpose(0, 1)
+                page[tile.rows.stop :] = 0  # masked, but what lay there may be NaN, and 0 * NaN is NaN
+        mixed = torch.zeros_like(q)
+        for tile, table in zip(here.tiles, here.tables):
+            mixed[:, :, tile.slots] = self._look(q[:, :, tile.slots], tile, table)
+        return cast(Tensor, own.out(mixed.transpose(1, 2).flatten(2)))
+
+    def _look(self, q: Tensor, tile: _Tile, table: Tensor) -> Tensor:
+        """q (1, H, rows, K) of a tile, each at its row of the page -> (1, H, rows, K)."""
+        here = self._here
+        placed = q.new_zeros(*q.shape[:2], here.page, q.shape[-1])
+        placed[:, :, tile.rows] = q
+        k, v = (pool[table].flatten(0, 1).transpose(0, 1)[None] for pool in (here.keys, here.values))  # (1, G, S, K)
+        return attend(placed, k, v, bias=here.bias(tile), scale=self.attention.scale)[:, :, tile.rows]
+
+
+def _tiled(block: nn.Module, here: _Pass) -> nn.Module:
+    """The block with its own weights and another attention."""
+    found = copy.copy(block)
+    found._modules = dict(block._modules) | {"attention": _TiledAttention(cast(Attention, block.attention), here)}
+    return found

@@ -3,14 +3,19 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from qkv.engine.runner import Chunk, Runner
 from qkv.errors import InputError
 from qkv.models.decoder import Decoder
+from qkv.sample.tokens import log_softmax
 from qkv.text.chat import Message
 from qkv.text.language import LanguageTokenizer
 from qkv.train.conversations import Speaker
 from qkv.train.language import encode, mean_loss
+
+ROWS = 128  # whose logits are in memory at once
 
 
 def perplexity(decoder: Decoder, tokenizer: LanguageTokenizer, text: str, *, context: int = 512) -> float:
@@ -19,6 +24,25 @@ def perplexity(decoder: Decoder, tokenizer: LanguageTokenizer, text: str, *, con
     if len(ids) < 2:
         raise InputError(f"the text has {len(ids)} tokens; perplexity needs at least 2")
     return math.exp(mean_loss(decoder, ids, context=min(context, decoder.config.context), batch=1))
+
+
+def mean_loss_on(runner: Runner, ids: Sequence[int], *, context: int = 512) -> float:
+    """The mean loss in nats of every token but the first, as a runner computes it: with its own weights and arithmetic.
+
+    Windows of `context` as for `perplexity`, which is exp of it on a decoder in PyTorch. InputError below 2 tokens.
+    """
+    if len(ids) < 2:
+        raise InputError(f"there are {len(ids)} tokens; perplexity needs at least 2")
+    context = min(context, runner.context)
+    table, total = range(-(-context // runner.page)), 0.0
+    for window in range(0, len(ids) - 1, context):
+        stop = min(window + context, len(ids) - 1)
+        for start in range(window, stop, ROWS):
+            end = min(start + ROWS, stop)
+            logits = runner.step([Chunk(ids[start:end], start - window, table, end - start)])[0]
+            chances = log_softmax(logits)[np.arange(end - start), ids[start + 1 : end + 1]]
+            total -= float(chances.sum(dtype=np.float64))
+    return total / (len(ids) - 1)
 
 
 @torch.no_grad()

@@ -34,9 +34,8 @@ void qkv_matrix(Model* model, int32_t layer, int32_t slot, int32_t kind, int32_t
     matrix.data = model->weights.data + model->packed;
     model->packed += qkv_packed_bytes(kind, rows, columns);
     model->quantised |= matrix.quantised(), model->sixteens |= kind == Q6_K;
-    model->pool.run([&](int thread) {
-        const int groups = matrix.groups(), threads = model->plan.threads;
-        pack(matrix, data, int64_t(groups) * thread / threads, int64_t(groups) * (thread + 1) / threads);
+    model->pool.run([&](Pool::Hand hand) {
+        hand.share(matrix.groups(), [&](int group) { pack(matrix, data, group, group + 1); });
     });
 }
 
@@ -64,7 +63,7 @@ void qkv_step(Model* model, int32_t rows, const int32_t* ids, const int32_t* pos
             if (follows && b.runs.back().count < MOST_LOOKS) b.runs.back().count++;
             else b.runs.push_back({r, 1});
         }
-        model->pool.run([&](int thread) { Walk{*model, b, thread}.run(); });
+        model->pool.run([&](Pool::Hand hand) { Walk{*model, b, hand}.run(); });
         logits += size_t(b.wanted) * model->plan.vocab;
     }
 }

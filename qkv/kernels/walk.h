@@ -1,8 +1,9 @@
 // A slice of rows through all layers.
 //
-// All threads run the same straight line (`Walk::run`) and meet at barriers; each takes its share of the output
-// columns of a product, of the rows of a norm, of the heads of an attention. With a single row, what costs less than
-// a barrier (norms, quantising) is done by every thread for itself.
+// All threads run the same straight line (`Walk::run`), phase by phase (pool.h): the output columns of a product, the rows
+// of a norm, the heads of an attention. A thread may come late to a phase that is over, and then touches nothing of it:
+// all that is read or written is so within a `share`. With a single row, what costs less than a phase (norms,
+// quantising) is done by every thread for itself, before its first piece.
 #pragma once
 
 #include "model.h"
@@ -13,59 +14,64 @@ namespace qkv {
 struct Walk {
     Model& m;
     Batch& b;
-    const int thread;
+    Pool::Hand hand;
     const Plan& p = m.plan;
-    Desk& desk = b.desks[thread];
+    Desk& desk = b.desks[hand.thread];
     int rows = b.rows;
 
-    // Nobody goes on before everybody is here. The time up to now was spent on `phase`.
-    void wait([[maybe_unused]] Phase phase) {
-        m.pool.barrier();
+    // A phase: f(i) for 0 .. count - 1, shared out; `first` before this thread's first. Its time is spent on `phase`.
+    template <class First, class F>
+    void share([[maybe_unused]] Phase phase, int count, First first, F f) {
+        hand.share(count, first, f);
 #ifdef QKV_PROFILE
-        if (thread == 0) {
+        if (hand.thread == 0) {
             const double before = m.since;
             m.since = now();
             m.profile[phase] += m.since - before;
         }
 #endif
     }
-
-    // Calls f(i) for this thread's share of 0 .. count - 1.
     template <class F>
-    void share(int count, F f) {
-        const int from = int64_t(count) * thread / p.threads, to = int64_t(count) * (thread + 1) / p.threads;
-        for (int i = from; i < to; i++) f(i);
+    void share(Phase phase, int count, F f) {
+        share(phase, count, [] {}, f);
     }
 
     float* x_row(int r) { return b.x + size_t(r) * b.normed.stride; }
 
-    // A norm of x(r), ready for products. Ends in a barrier unless there is one row, which each thread has itself.
+    // A norm of x(r), ready for products: a function that gives the rows. It is a phase unless there is one row, which
+    // each thread makes for itself when it asks.
     template <class X>
-    Rows normalised(X x, const Vector& weight, const Vector& bias) {
-        auto one = [&](const Rows& to, int r) {
+    auto normalised(X x, const Vector& weight, const Vector& bias) {
+        auto one = [this, x, &weight, &bias](const Rows& to, int r) {
             norm(x(r), p.dim, p.rms, p.norm_eps, weight, bias, to.row(r));
             if (m.quantised) quantise(to, r, p.dim, m.sixteens);
         };
-        if (rows == 1) {
+        if (rows > 1) share(PREPARE, rows, [&](int r) { one(b.normed, r); });
+        return [this, one] {
+            if (rows > 1) return b.normed;
             one(desk.wide, 0);
             return desk.wide;
-        }
-        share(rows, [&](int r) { one(b.normed, r); });
-        wait(PREPARE);
-        return b.normed;
+        };
     }
 
-    Rows prepared(const Rows& from, int columns) {
-        if (!m.quantised) return from;
-        if (rows == 1) {
+    // The same of rows as they are.
+    auto prepared(const Rows& from, int columns) {
+        if (rows > 1 && m.quantised)
+            share(PREPARE, rows, [&](int r) { quantise(from, r, columns, m.sixteens); });
+        return [this, from, columns] {
+            if (rows > 1 || !m.quantised) return from;
             Rows own = desk.wide;
             own.x = from.x;
             quantise(own, 0, columns, m.sixteens);
             return own;
-        }
-        share(rows, [&](int r) { quantise(from, r, columns, m.sixteens); });
-        wait(PREPARE);
-        return from;
+        };
+    }
+
+    // f(group, in) for all 16 columns of products of what `input` gives.
+    template <class Input, class F>
+    void products(Phase phase, int groups, Input input, F f) {
+        Rows in;
+        share(phase, groups, [&] { in = input(); }, [&](int group) { f(group, in); });
     }
 
     void multiply(const Matrix& matrix, int group, const Rows& in, float* tile) {
@@ -84,7 +90,7 @@ struct Walk {
 
     void embed() {
         const int half = p.rotary_dim / 2;
-        share(rows, [&](int r) {
+        share(EMBED, rows, [&](int r) {
             float* x = x_row(r);
             unpack_row(m.matrices[TOKEN], b.ids[r], x);
             if (m.matrices[POSITION].data) {
@@ -98,14 +104,14 @@ struct Walk {
                 b.cosines[r * half + i] = std::cos(angle), b.sines[r * half + i] = std::sin(angle);
             }
         });
-        wait(EMBED);
     }
 
     // q, k and v of all rows.
-    void project(const Layer& layer, const Rows& in) {
+    template <class Input>
+    void project(const Layer& layer, Input input) {
         float* to[] = {b.q, b.k, b.v};
         const int first[] = {0, layer.matrices[Q].groups(), layer.matrices[Q].groups() + layer.matrices[K].groups()};
-        share(first[V] + layer.matrices[V].groups(), [&](int i) {
+        products(PROJECT, first[V] + layer.matrices[V].groups(), input, [&](int i, const Rows& in) {
             const int which = i < first[K] ? Q : i < first[V] ? K : V;
             const Matrix& matrix = layer.matrices[which];
             multiply(matrix, i - first[which], in, desk.tile);
@@ -114,7 +120,6 @@ struct Walk {
                          put(to[which] + size_t(r) * matrix.rows + column, count, v);
                      });
         });
-        wait(PROJECT);
     }
 
     // RoFormer (2104.09864), eq. 34, in the half-split order.
@@ -138,7 +143,7 @@ struct Walk {
     // Queries are turned and scaled in place; keys and values go into their pages.
     void place(int index, const Layer& layer) {
         const int units = p.heads + p.kv_heads, head_dim = p.head_dim;
-        share(rows * units, [&](int i) {
+        share(PLACE, rows * units, [&](int i) {
             const int r = i / units, unit = i % units;
             if (unit < p.heads) {
                 float* q = b.q + (size_t(r) * p.heads + unit) * head_dim;
@@ -156,7 +161,6 @@ struct Walk {
             const Kept kept = m.pages.at(b.tables[r][position / PAGE], index, head);
             remember(kept, m.pages.width, position % PAGE, desk.key, desk.value);
         });
-        wait(PLACE);
     }
 
     // Rows of one run and the query heads of one key head share its pages, up to MOST_LOOKS at a time.
@@ -166,7 +170,7 @@ struct Walk {
         const int shares = int(b.runs.size()) * p.kv_heads, wanted = (p.threads + shares - 1) / shares;
         const int piece = std::min((group + wanted - 1) / wanted, MOST_LOOKS), pieces = (group + piece - 1) / piece;
         const int units = p.kv_heads * pieces;
-        for (int i = thread; i < int(b.runs.size()) * units; i += p.threads) {  // in turn: later rows look further
+        share(LOOK, int(b.runs.size()) * units, [&](int i) {
             const auto run = b.runs[i / units];
             const int head = i % units / pieces, part = i % units % pieces * piece;
             const int heads = std::min(piece, group - part);
@@ -183,26 +187,26 @@ struct Walk {
                        desk.room);
                 first += count;
             }
-        }
-        wait(LOOK);
+        });
     }
 
-    void attention_out(const Layer& layer, const Rows& in) {
+    template <class Input>
+    void attention_out(const Layer& layer, Input input) {
         const Matrix& out = layer.matrices[OUT];
         float* to = p.parallel ? b.aside : b.x;
-        share(out.groups(), [&](int group) {
+        products(OUTPUT, out.groups(), input, [&](int group, const Rows& in) {
             multiply(out, group, in, desk.tile);
             each_row(out, group, desk.tile, layer.vectors[OUT_BIAS], [&](int r, int column, int count, Lanes v) {
                 float* at = to + size_t(r) * b.normed.stride + column;
                 put(at, count, load_lanes(x_row(r) + column) + v);
             });
         });
-        wait(OUTPUT);
     }
 
-    void feed_forward(const Layer& layer, const Rows& in) {
+    template <class Input>
+    void feed_forward(const Layer& layer, Input input) {
         const Matrix& up = layer.matrices[UP];
-        share(up.groups(), [&](int group) {
+        products(FFN_UP, up.groups(), input, [&](int group, const Rows& in) {
             multiply(up, group, in, desk.tile);
             if (p.gated) multiply(layer.matrices[GATE], group, in, desk.second);
             const Vector& gate_bias = layer.vectors[GATE_BIAS];
@@ -213,41 +217,37 @@ struct Walk {
                 put(b.hidden.row(r) + column, count, y);
             });
         });
-        wait(FFN_UP);
-        const Rows hidden = prepared(b.hidden, p.ffn_dim);
         const Matrix& down = layer.matrices[DOWN];
-        share(down.groups(), [&](int group) {
-            multiply(down, group, hidden, desk.tile);
+        products(FFN_DOWN, down.groups(), prepared(b.hidden, p.ffn_dim), [&](int group, const Rows& in) {
+            multiply(down, group, in, desk.tile);
             each_row(down, group, desk.tile, layer.vectors[DOWN_BIAS], [&](int r, int column, int count, Lanes v) {
                 const float* before = p.parallel ? b.aside + size_t(r) * b.normed.stride : x_row(r);
                 put(x_row(r) + column, count, load_lanes(before + column) + v);
             });
         });
-        wait(FFN_DOWN);
     }
 
     void head() {
         rows = b.wanted;
         if (rows == 0) return;
-        const Rows in = normalised([&](int w) { return x_row(b.wanted_rows[w]); }, m.vectors[FINAL_NORM],
-                                   m.vectors[FINAL_NORM_BIAS]);
+        auto input = normalised([this](int w) { return x_row(b.wanted_rows[w]); }, m.vectors[FINAL_NORM],
+                                m.vectors[FINAL_NORM_BIAS]);
         const Matrix& matrix = m.matrices[HEAD].data ? m.matrices[HEAD] : m.matrices[TOKEN];
-        share(matrix.groups(), [&](int group) {
+        products(LOGITS, matrix.groups(), input, [&](int group, const Rows& in) {
             multiply(matrix, group, in, desk.tile);
             each_row(matrix, group, desk.tile, {}, [&](int w, int column, int count, Lanes v) {
                 put(b.logits + size_t(w) * p.vocab + column, count, v);
             });
         });
-        wait(LOGITS);
     }
 
     void run() {
 #ifdef QKV_PROFILE
-        if (thread == 0) m.since = now();
+        if (hand.thread == 0) m.since = now();
 #endif
         if (m.amx) amx_begin();
         embed();
-        auto x = [&](int r) { return x_row(r); };
+        auto x = [this](int r) { return x_row(r); };
         for (int i = 0; i < p.layers; i++) {
             const Layer& layer = m.layers[i];
             project(layer, normalised(x, layer.vectors[ATTENTION_NORM], layer.vectors[ATTENTION_NORM_BIAS]));

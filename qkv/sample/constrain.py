@@ -81,18 +81,13 @@ class Lexicon:
         place = bisect.bisect_left(spelled, text)
         return place < len(spelled) and spelled[place].startswith(text)
 
-    def along(self, text: bytes) -> Mask:
-        """(width,) of the tokens that begin with `text`, or that `text` begins with."""
+    def beginning(self, text: bytes) -> Mask:
+        """(width,) of the tokens that begin with `text`."""
         spelled, ids = self._sorted
-        first = bisect.bisect_left(spelled, text)
-        last = first
+        first = last = bisect.bisect_left(spelled, text)
         while last < len(spelled) and spelled[last].startswith(text):
             last += 1
-        found = self.mask(ids[first:last])
-        for end in range(1, len(text)):
-            left, right = bisect.bisect_left(spelled, text[:end]), bisect.bisect_right(spelled, text[:end])
-            found[ids[left:right]] = True
-        return found
+        return self.mask(ids[first:last])
 
     @cached_property
     def guide(self) -> "llguidance.LLTokenizer":
@@ -218,16 +213,24 @@ class _Follower:
 
 
 class Healing:
-    """The next tokens begin with `text`, which was taken back from the prompt; then anything may come."""
+    """The prompt's last tokens `taken` are written anew: as one token that begins with all of them, or as they were.
 
-    def __init__(self, lexicon: Lexicon, text: bytes) -> None:
-        self._lexicon, self._left = lexicon, text
+    Pieces of them are not offered: `)` before `::` is likely enough where `):` has been taken back, but no tokenizer
+    cuts `):` so, and what a model writes after that is not what it has learnt.
+    """
+
+    def __init__(self, lexicon: Lexicon, taken: Sequence[int]) -> None:
+        self._lexicon, self._left = lexicon, list(taken)
 
     def allowed(self) -> Mask | None:
-        return self._lexicon.along(self._left) if self._left else None
+        if not self._left:
+            return None
+        found = self._lexicon.beginning(b"".join(self._lexicon.tokens[token] for token in self._left))
+        found[self._left[0]] = True
+        return found
 
     def accept(self, token: int) -> None:
-        self._left = self._left[len(self._lexicon.tokens[token]) :]
+        self._left = self._left[1:] if self._left and token == self._left[0] else []
 
 
 def take_back(lexicon: Lexicon, ids: Sequence[int]) -> tuple[list[int], bytes]:

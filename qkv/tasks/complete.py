@@ -3,7 +3,8 @@
     text ─ tokens ─ engine ─ tokens ─ text
 
 What models are trained on: a text goes on. With examples before it (`shots`) it is a task shown and not explained; with
-a `suffix`, the middle of a text (2207.14255). For a place in a file of code there is code.py.
+a `suffix`, the middle of a text (2207.14255); as `code`, it is read as code and ends with its block (source.py). For a
+place in a file of code there is code.py.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from qkv.sample.tokens import quoted, whole
 from qkv.tasks.language import MAX_CHARACTERS, Language, check_text
 from qkv.tasks.options import Asked, Options
 from qkv.tasks.shots import STOPS, Shot, after
+from qkv.tasks.source import cutters, read_code, reads_as
 from qkv.tasks.writing import Completion, Cutter, Piece, Task, alast, awrite, last, settle, write
 
 ROOM = 256  # tokens, if nobody says how many
@@ -27,8 +29,10 @@ class CompleteRequest:
     """A wish for what comes after `prompt`: a text, or token ids. Raises InputError.
 
     `suffix`: what comes after that again, for models that fill in the middle. `shots`: examples to show before.
-    `echo`: the result begins with the prompt; log-probabilities are of what is written only. `heal`: the prompt's last
-    token may be written anew, in one piece with what follows.
+    `echo`: the result begins with the prompt, and so do its tokens if log-probabilities are asked for. `heal`: the
+    prompt's last token may be written anew, in one piece with what follows. `code`: the prompt is code, and so is what
+    follows, until its block is over; None: if the prompt reads as code and nothing else asked speaks against it, with a
+    warning.
     """
 
     prompt: str | Sequence[int]
@@ -37,6 +41,7 @@ class CompleteRequest:
     shots: Sequence[Shot] = ()
     echo: bool = False
     heal: bool = False
+    code: bool | None = False
 
     def __post_init__(self) -> None:
         is_text = isinstance(self.prompt, str)
@@ -46,16 +51,34 @@ class CompleteRequest:
             raise InputError(f"prompt={quoted(self.prompt)} is neither a text nor a list of token ids")
         if self.suffix is not None:
             check_text("suffix", self.suffix)
+        constrained = self.options.schema is not None or self.options.regex is not None
         odd = {
             "suffix": self.suffix is not None and (bool(self.shots) or self.echo or self.heal or not is_text),
             "shots": bool(self.shots) and (self.echo or not is_text),
-            "heal": self.heal and (self.options.schema is not None or self.options.regex is not None),
+            "heal": self.heal and constrained,
+            "code": bool(self.code) and not self._may_be_code,
             "beams": self.options.beams > 1 and (self.echo or self.heal),
         }
         if found := [name for name, given in odd.items() if given]:
             raise InputError(
                 f"{found[0]} does not go with what else is asked (echo, heal, token ids, ...): ask for less"
             )
+
+    @property
+    def _may_be_code(self) -> bool:
+        o = self.options
+        plain = isinstance(self.prompt, str) and self.suffix is None and not self.shots
+        judged = self.echo and o.logprobs is not None  # the prompt's tokens, and no others
+        return plain and o.schema is None and o.regex is None and o.beams == 1 and not judged
+
+    @property
+    def kind(self) -> str | None:
+        """The language of a prompt that is to be read as code, "" for one that is not known; None: it is a text."""
+        if self.code is False or not self._may_be_code:
+            return None
+        assert isinstance(self.prompt, str)
+        found = reads_as(self.prompt)
+        return found or "" if self.code else found
 
 
 def complete(
@@ -65,13 +88,17 @@ def complete(
     shots: Sequence[Shot] = (),
     echo: bool = False,
     heal: bool = False,
+    code: bool | None = None,
     **options: Unpack[Asked],
 ) -> Completion:
     """What comes after `prompt`, greedily unless the model or `options` (the fields of `Options`) say otherwise.
 
-    Raises InputError, NotFoundError, CheckpointError, ConfigError, MissingDependencyError.
+    `CompleteRequest` explains the rest. Raises InputError, NotFoundError, CheckpointError, ConfigError,
+    MissingDependencyError.
     """
-    asked = CompleteRequest(prompt=prompt, suffix=suffix, shots=shots, echo=echo, heal=heal, options=Options(**options))
+    asked = CompleteRequest(
+        prompt=prompt, suffix=suffix, shots=shots, echo=echo, heal=heal, code=code, options=Options(**options)
+    )
     return last(completing(asked))
 
 
@@ -90,10 +117,13 @@ async def acomplete(
     shots: Sequence[Shot] = (),
     echo: bool = False,
     heal: bool = False,
+    code: bool | None = None,
     **options: Unpack[Asked],
 ) -> Completion:
     """`complete` for a coroutine; cancelling it ends the writing within a token."""
-    asked = CompleteRequest(prompt=prompt, suffix=suffix, shots=shots, echo=echo, heal=heal, options=Options(**options))
+    asked = CompleteRequest(
+        prompt=prompt, suffix=suffix, shots=shots, echo=echo, heal=heal, code=code, options=Options(**options)
+    )
     return await alast(acompleting(asked))
 
 
@@ -112,6 +142,9 @@ def prepare(request: CompleteRequest, language: Language) -> Task:
         return settle(
             language, in_the_middle(language, prompt, request.suffix), options, room=ROOM, ends=language.fim_ends
         )
+    if request.kind is not None:
+        assert isinstance(prompt, str)
+        return _as_code(prompt, request, language)
     if isinstance(prompt, str):
         ids = language.read(after(request.shots, prompt))
     else:
@@ -119,11 +152,34 @@ def prepare(request: CompleteRequest, language: Language) -> Task:
             whole("prompt: token id", token, 0, language.vocab - 1)
         prompt = language.tokenizer.decode(ids, control=True) if request.echo else ""
 
-    def cutters() -> list[Cutter]:
+    def stops() -> list[Cutter]:
         return [Stops(STOPS)] if request.shots else []
 
-    prefix = prompt if request.echo else ""
-    return settle(language, ids, options, room=ROOM, heal=request.heal, prefix=prefix, cutters=cutters)
+    return settle(
+        language,
+        ids,
+        options,
+        room=ROOM,
+        heal=request.heal,
+        prefix=prompt if request.echo else "",
+        scored=request.echo and options.logprobs is not None,
+        cutters=stops,
+    )
+
+
+def _as_code(prompt: str, request: CompleteRequest, language: Language) -> Task:
+    ids, _ = read_code(language, prompt, request.kind)
+    warning = f"code: read as {request.kind} and ended with its block; --no-code (code=False) reads it as a text"
+    return settle(
+        language,
+        ids,
+        request.options,
+        room=ROOM,
+        heal=True,
+        prefix=prompt if request.echo else "",
+        cutters=lambda: [*cutters(prompt)],
+        warnings=[warning] if request.code is None else [],
+    )
 
 
 def in_the_middle(language: Language, before: str, behind: str) -> list[int]:

@@ -36,17 +36,23 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a text with its log-probability, and the likeliest tokens in its place with theirs."""
+    """A token of a text with its log-probability, and the likeliest tokens in its place with theirs.
+
+    The first token of an echoed prompt has none: there is nothing before it.
+    """
 
     id: int
     text: str
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """One text that was written. `finish` is "stop" (its own end, or a stop string), "length" or "cancelled"."""
+    """One text that was written. `finish` is "stop" (its own end, or a stop string), "length" or "cancelled".
+
+    `ids` and `logprob` are of what was written, `tokens` begin with the prompt's if that is echoed.
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -101,6 +107,7 @@ class Task:
     max_tokens: int
     warnings: tuple[str, ...] = ()
     prefix: str = ""  # what stands before each text (echo)
+    scored: bool = False  # the prompt's tokens are reported too, with log-probabilities
     heal: bool = False  # take the prompt's last token back (sample/constrain.py)
     continues: bool = True  # the text goes on from the prompt's, so a space that it begins with counts
     cutters: Callable[[], list[Cutter]] = list
@@ -182,7 +189,7 @@ class _Job:
         grammar = _grammar(language, options)
         constraint: Callable[[], Constraint] | None = grammar.start if grammar else None
         if taken:
-            constraint = lambda: Healing(language.lexicon, taken)  # noqa: E731
+            constraint = lambda: Healing(language.lexicon, task.ids[len(ids) :])  # noqa: E731
         ranked = options.best_of is not None and options.best_of > options.n
         request = Request(
             prompt=ids,
@@ -191,14 +198,21 @@ class _Job:
             stops=language.tokenizer.stops | task.ends,
             n=options.answers,
             logprobs=0 if ranked and options.logprobs is None else options.logprobs,
+            score=len(ids) - 1 if task.scored else 0,
             constraint=constraint,
         )
         self.ranked = ranked
+        self._first, self._left = ids[0], request.score
+        self._scored: list[Event] = []
         self.answers = [_Answer(task, number, taken.decode()) for number in range(options.answers)]
         self.handle: Handle = language.engine.submit(request)
 
     def take(self, event: Event) -> Iterator[Piece]:
         """What an event adds to the text of its answer, if it may be shown yet."""
+        if self._left and event.answer == 0:  # the prompt's tokens come first, and once for all answers
+            self._left -= 1
+            self._scored.append(event)
+            return
         answer = self.answers[event.answer]
         text = answer.take(event)
         if answer.finish and not event.finish:
@@ -207,11 +221,16 @@ class _Job:
             yield Piece(event.answer, text)
 
     def end(self) -> Iterator[Piece | Completion]:
-        texts = [answer.result() for answer in self.answers]
+        before = self._prompt() if self.task.scored else ()
+        texts = [answer.result(before) for answer in self.answers]
         if self.ranked:
             texts = sorted(texts, key=lambda text: -(text.logprob or 0.0) / max(1, len(text.ids)))
             yield from (Piece(number, text.text) for number, text in enumerate(texts[: self.task.options.n]))
         yield _completion(self.task, texts, self.began)
+
+    def _prompt(self) -> tuple[Token, ...]:
+        spell = self.task.language.spell
+        return Token(self._first, spell(self._first), None, ()), *(_token(spell, event) for event in self._scored)
 
 
 def _grammar(language: Language, options: Options) -> Grammar | None:
@@ -256,22 +275,27 @@ class _Answer:
         self._text.append(text)
         return text
 
-    def result(self) -> Text:
-        events, sampling = self._events, self._task.sampling
+    def result(self, before: Sequence[Token] = ()) -> Text:
+        """The whole, the prompt's tokens `before` it."""
+        events, sampling, spell = self._events, self._task.sampling, self._task.language.spell
         known = bool(events) and events[0].logprob is not None
         return Text(
             text="".join(self._text),
             ids=tuple(event.id for event in events),
             finish=self.finish or "cancelled",
             seed=None if sampling.seed is None or not sampling.temperature else sampling.seed + self._number,
-            tokens=tuple(self._token(event) for event in events) if self._task.options.logprobs is not None else (),
+            tokens=(*before, *(_token(spell, event) for event in events)) if self._asked else (),
             logprob=sum(event.logprob or 0.0 for event in events) if known else None,
         )
 
-    def _token(self, event: Event) -> Token:
-        spell = self._task.language.spell
-        top = tuple((spell(id), logprob) for id, logprob in event.top)
-        return Token(event.id, spell(event.id), event.logprob or 0.0, top)
+    @property
+    def _asked(self) -> bool:
+        return self._task.options.logprobs is not None
+
+
+def _token(spell: Callable[[int], str], event: Event) -> Token:
+    top = tuple((spell(id), logprob) for id, logprob in event.top)
+    return Token(event.id, spell(event.id), event.logprob, top)
 
 
 def _completion(task: Task, texts: Sequence[Text], began: float) -> Completion:

@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
 from qkv.errors import CheckpointError, OutputError, shorten
+from qkv.text.gguf_pieces import piece_merges, piece_rules
 from qkv.text.words import Rules, byte_rules, gguf_rules, json_rules
 
 MAX_BYTES = 24 << 20  # a file of the folder; the longest published ones that are read here have 17 MB
@@ -107,18 +108,27 @@ def assemble(ids: dict[str, int], added: Iterable[Added], **parts: Any) -> Vocab
 def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
     """From the keys `tokenizer.ggml.*`. CheckpointError for what is missing, broken or not known."""
     given = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
-    if (model := given.get("model")) != "gpt2":
-        raise CheckpointError(f"tokenizer.ggml.model is {shorten(repr(model))}; only 'gpt2' (byte-level) is read")
-    rules = gguf_rules(str(given.get("pre")))
-    tokens, merges, kinds = (given.get(key) for key in ("tokens", "merges", "token_type"))
-    if not isinstance(tokens, list) or not isinstance(merges, list):
-        raise CheckpointError("tokenizer.ggml has no tokens and merges; get the file again")
+    if (model := given.get("model")) not in ("gpt2", "llama"):
+        known = "'gpt2' (byte-level) and 'llama' (sentencepiece) are read"
+        raise CheckpointError(f"tokenizer.ggml.model is {shorten(repr(model))}; {known}")
+    pieces = model == "llama"
+    needed = "scores" if pieces else "merges"
+    tokens, order, kinds = (given.get(key) for key in ("tokens", needed, "token_type"))
+    if not isinstance(tokens, list) or not isinstance(order, np.ndarray if pieces else list):
+        raise CheckpointError(f"tokenizer.ggml has no tokens and {needed}; get the file again")
     ids = {token: id for id, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         raise CheckpointError("tokenizer.ggml.tokens has a token twice; get the file again")
     kinds = [_NORMAL] * len(tokens) if kinds is None else np.ravel(kinds).tolist()
     if len(kinds) != len(tokens):
         raise CheckpointError(f"tokenizer.ggml has {len(tokens)} tokens, but {len(kinds)} of their types")
+    if pieces:
+        if len(order) != len(tokens):
+            raise CheckpointError(f"tokenizer.ggml has {len(tokens)} tokens, but {len(order)} of their scores")
+        rules = piece_rules(leads=given.get("add_space_prefix", True) is True)
+        merges = piece_merges({name: float(order[id]) for name, id in ids.items() if kinds[id] == _NORMAL})
+    else:
+        rules, merges = gguf_rules(str(given.get("pre"))), _pairs(list(order))
     names = [tokens[id] for id, kind in enumerate(kinds) if kind in (_UNKNOWN, _CONTROLS, _USER)]
     added = [Added(id=ids[name], content=name, special=kinds[ids[name]] != _USER) for name in names]
 
@@ -133,13 +143,13 @@ def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
     return assemble(
         {name: id for name, id in ids.items() if kinds[id] != _UNUSED},
         added,
-        merges=_pairs(merges),
+        merges=merges,
         rules=rules,
         bos=token("bos"),
         eos=token("eos"),
         stops=[given[key] for key in ("eot_token_id", "eom_token_id") if isinstance(given.get(key), int)],
         # As llama.cpp takes it where the key is absent.
-        adds_bos=bool(given.get("add_bos_token", given.get("pre") in ("llama-bpe", "tekken"))),
+        adds_bos=bool(given.get("add_bos_token", pieces or given.get("pre") in ("llama-bpe", "tekken"))),
     )
 
 

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -156,6 +157,27 @@ def test_bits_depend_on_nothing_else(runner, truth, count, seed):
 def test_threads_change_no_bit(truth):
     for threads in (1, 3):
         assert np.array_equal(alone(native(CONFIG, MIXED, threads=threads), TEXTS[0]), truth[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinities")
+def test_threads_on_one_core_cost_little():
+    """Work is claimed: nobody waits for who has no processor. Where they met at barriers it took 40 times as long."""
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {max(allowed)})
+        runners = [native(CONFIG, MIXED, threads=threads) for threads in (1, 4)]
+        times = [min(_seconds(runner) for _ in range(5)) for runner in runners]
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert times[1] < 3 * times[0]
+
+
+def _seconds(runner: NativeRunner) -> float:
+    """For 50 steps of one row."""
+    began = time.perf_counter()
+    for i in range(50):
+        runner.step([Chunk([5], i, [0, 1], 1)])
+    return time.perf_counter() - began
 
 
 def test_threads_may_step_at_once(runner, truth):

@@ -35,6 +35,7 @@ def tiny(name: str, dtype: torch.dtype = torch.float32) -> Decoder:
 
 CASES = [(name, torch.float32) for name in FAMILIES] + [("rotary", torch.bfloat16), ("alibi", torch.bfloat16)]
 RUNNERS = {case: TorchRunner(tiny(*case), memory=2 << 20, page=16) for case in CASES}
+ALONE = {case: TorchRunner(tiny(*case), memory=2 << 20, page=16, shared=False) for case in CASES[:2]}
 DRAW = np.random.default_rng(0)
 TEXTS = [DRAW.integers(0, 61, length).tolist() for length in (1, 2, 7, 15, 16, 17, 31, 33, 40, 64, 70, 96)]
 
@@ -54,12 +55,14 @@ def test_it_is_the_decoder(case):
         assert np.abs(ours - full).max() <= (1e-5 if case[1] is torch.float32 else 0.1) * np.abs(full).max()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "runners"), [*((case, RUNNERS) for case in CASES), *((case, ALONE) for case in ALONE)]
+)
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32))
-def test_numbers_depend_on_the_sequence_alone(case, seed):
+def test_numbers_depend_on_the_sequence_alone(case, runners, seed):
     """Batches of 1 to 17, prefills cut anywhere, pages anywhere, prefixes out of pages that another one wrote."""
-    runner, draw = RUNNERS[case], random.Random(seed)
+    runner, draw = runners[case], random.Random(seed)
     pages = iter(draw.sample(range(10, 150), 140))
     running = []
     for _ in range(draw.randint(1, 17)):
@@ -84,6 +87,37 @@ def test_numbers_depend_on_the_sequence_alone(case, seed):
         running = [sequence for sequence in running if sequence[3] < len(sequence[0])]
 
 
+def test_sequences_share_passes_only_where_that_changes_no_bit(monkeypatch):
+    """Products whose bits depend on the row are seen at the start; 16 sequences then take 16 passes and not one."""
+
+    def passes(runner):
+        states, counted = runner._states, []
+        monkeypatch.setattr(runner, "_states", lambda tiles: counted.append(tiles) or states(tiles))
+        runner.step([Chunk([1], 0, [i], 1) for i in range(16)])
+        return len(counted)
+
+    decoder = tiny("rotary")
+    up = decoder.stack.blocks[1].ffn.up
+    uneven = 1 + torch.arange(16.0)[:, None] * 1e-7
+    handle = up.register_forward_hook(lambda module, given, out: out * uneven)
+    runner = TorchRunner(decoder, memory=2 << 20, page=16)
+    assert not runner.shared
+    assert passes(runner) == 16
+    handle.remove()
+    assert passes(TorchRunner(decoder, memory=2 << 20, page=16, shared=True)) == 1
+
+
+def test_a_poisoned_sequence_stays_alone():
+    decoder = tiny("rotary")
+    decoder.token.weight.data[60] = torch.nan
+    runner = TorchRunner(decoder, memory=2 << 20, page=16, shared=True)
+    healthy = [token % 60 for token in TEXTS[8]]
+    truth = alone(runner, healthy)
+    found = runner.step([Chunk([60] * 20, 0, [30, 31], 1), Chunk(healthy, 0, range(10), len(healthy))])
+    assert np.isnan(found[0]).all()
+    assert np.array_equal(found[1], truth)
+
+
 def test_a_plain_cache_would_not_do():
     """The scheme is needed: one row at a time, the same decoder gives other bits."""
     decoder, text = RUNNERS["rotary", torch.float32].decoder, TEXTS[-1]
@@ -96,8 +130,7 @@ def test_a_plain_cache_would_not_do():
 def test_what_lay_in_a_page_does_not_matter():
     runner, text = RUNNERS["learned", torch.float32], TEXTS[6]
     expected = alone(runner, text)
-    for layer in runner._cache.layers:
-        layer._keys[:2], layer._values[:2] = torch.nan, torch.nan
+    runner._pool[:, :, :2] = torch.nan
     assert np.array_equal(runner.step([Chunk(text, 0, [0, 1], len(text))])[0], expected)
 
 

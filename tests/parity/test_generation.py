@@ -1,15 +1,19 @@
 """Whole generations, token for token as transformers': greedy, with penalties and bias, and by beams."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qkv.engine.engine import Engine
+from qkv.engine.native_runner import NativeRunner
 from qkv.engine.torch_runner import TorchRunner
+from qkv.kernels import build
 from qkv.tasks.complete import complete
 from qkv.tasks.language import Language
 from qkv.text.learn import learn_bpe
-from qkv.weights.decoder import load_decoder
+from qkv.weights.decoder import as_blocks, load_decoder
 from qkv.weights.folder import Folder
 
 VOCAB, END = 256, 7
@@ -107,3 +111,24 @@ def test_logprobs(ours, reference) -> None:
     for row, token in zip(chances, found.tokens):
         assert token.logprob == pytest.approx(float(row[token.id]), abs=1e-3)
         assert [logprob for _, logprob in token.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize(("runner", "near"), [("torch", 1e-3), ("native", 1e-2)])  # its keys have 16 bits
+def test_logprobs_of_the_prompt(language, reference, runner, near, monkeypatch) -> None:
+    """echo: every token of the prompt but the first, of a prompt longer than a page, on either runner."""
+    if runner == "native":
+        if reason := build.available():
+            pytest.skip(reason)
+        native = NativeRunner(*as_blocks(language.engine.runner.decoder), memory=1 << 22, threads=1)
+        language = dataclasses.replace(language, engine=Engine(native))
+    monkeypatch.setattr("qkv.tasks.options.load_language", lambda *given, **options: language)
+    prompt = PROMPTS[2] * 2
+    found = complete(prompt, max_tokens=5, logprobs=3, echo=True).texts[0]
+    ids = [token.id for token in found.tokens]
+    assert ids == [*prompt, *found.ids]
+    assert (found.tokens[0].logprob, found.tokens[0].top) == (None, ())
+    with torch.no_grad():
+        chances = reference(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    for row, token in zip(chances, found.tokens[1:]):
+        assert token.logprob == pytest.approx(float(row[token.id]), abs=near)
+        assert [logprob for _, logprob in token.top] == pytest.approx(row.topk(3).values.tolist(), abs=near)

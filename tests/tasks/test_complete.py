@@ -11,10 +11,11 @@ import pytest
 
 from qkv.errors import InputError
 from qkv.sample.tokens import Sampling
-from qkv.tasks.code import Block, CodeRequest, completing_code
+from qkv.tasks.code import CodeRequest, completing_code, in_file
 from qkv.tasks.complete import CompleteRequest, acomplete, acompleting, complete, completing
 from qkv.tasks.options import Asked, Options
 from qkv.tasks.shots import Shot, after, read_shots
+from qkv.tasks.source import Block, reads_as
 from qkv.tasks.writing import Completion, Piece
 
 GREETING = "hé 狗 👩🏽‍🚀!"
@@ -86,6 +87,31 @@ def test_logprobs(scripted) -> None:
     assert complete("say: ").texts[0].tokens == ()
 
 
+def test_logprobs_of_an_echoed_prompt(scripted) -> None:
+    """As OpenAI's: the prompt's tokens before what is written, the first without anything."""
+    language = scripted({"say: ": "yes"})
+    found = complete("say: ", echo=True, logprobs=2).texts[0]
+    ids = language.read("say: ")
+    assert "".join(token.text for token in found.tokens[:-1]) == found.text == "say: yes"
+    assert [token.id for token in found.tokens] == [*ids, *found.ids]
+    assert (found.tokens[0].logprob, found.tokens[0].top) == (None, ())
+    for place in range(1, len(ids)):
+        row = language.engine.runner.row(ids[:place]).astype(float)
+        chances = row - np.log(np.exp(row - row.max()).sum()) - row.max()
+        assert found.tokens[place].logprob == pytest.approx(chances[ids[place]], abs=1e-5)
+        assert found.tokens[place].top[0] == (language.spell(int(row.argmax())), pytest.approx(chances.max(), abs=1e-5))
+    alone = complete("say: ", logprobs=2).texts[0]
+    assert (alone.logprob, alone.tokens) == (found.logprob, found.tokens[len(ids) :])
+    several = complete("say: ", echo=True, logprobs=0, n=2, best_of=3, temperature=1.0, seed=1, max_tokens=3)
+    assert [text.tokens[: len(ids)] for text in several.texts] == [several.texts[0].tokens[: len(ids)]] * 2
+    assert [len(text.tokens) for text in several.texts] == [len(ids) + len(text.ids) for text in several.texts]
+    healed = complete("say retu", echo=True, logprobs=0, heal=True, max_tokens=9).texts[0]
+    assert "".join(token.text for token in healed.tokens).startswith("say retu")
+    one = complete([5], echo=True, logprobs=0, max_tokens=1).texts[0]
+    assert [token.logprob is None for token in one.tokens] == [True, False]
+    assert complete("def f(x):", echo=True, logprobs=0, max_tokens=1).warnings == ()  # nothing but these tokens
+
+
 def test_echo_and_token_ids(scripted) -> None:
     language = scripted({"say: ": "yes"})
     *pieces, whole = completing(CompleteRequest(prompt="say: ", echo=True))
@@ -104,6 +130,74 @@ def test_token_healing(scripted) -> None:
     *pieces, healed = completing(CompleteRequest(prompt="say retu", heal=True))
     assert healed.text == "rn it"
     assert "".join(piece.text for piece in pieces) == healed.text
+
+
+CODE = {
+    "def factorial(n):": "python",
+    "# squares\nimport math\n\n@cache\nasync def f(x": "python",
+    "class Stack:\n    def push(self, item):\n        ": "python",
+    "export async function twice(f) {": "javascript",
+    "pub fn area(r: f64) -> f64 {": "rust",
+    "package main\n\nfunc (s *Stack) Push(": "go",
+    "#include <stdio.h>\nint main(void) {": "c",
+}
+PROSE = [
+    *(
+        "Here is a function:\n\ndef f(x):",
+        "for example:",
+        "class dismissed: the pupils",
+        "import duties",
+        "# A title\n\nA",
+    ),
+    *(
+        "from here on",
+        "define a (small) number",
+        "int is a type",
+        "Function f(x) of x",
+        "",
+        "\n",
+        "x = 3",
+        "    def f(x):",
+    ),
+]
+
+
+def test_what_reads_as_code() -> None:
+    assert {text: reads_as(text) for text in CODE} == CODE
+    assert [text for text in PROSE if reads_as(text)] == []
+
+
+def test_a_text_that_reads_as_code_is_completed_as_code(scripted) -> None:
+    """Within a fence, up to the end of its block, and said so; a caller may want it or not."""
+    fenced = {"```python\ndef f(x)": ":\n    return x\n\nThis function"}  # the last token is written anew
+    scripted(fenced | {"def f(x)": ": pass\n\nThis", "say:": " yes"})
+    *pieces, found = completing(CompleteRequest(prompt="def f(x):", code=None))
+    assert found.text == "\n    return x" == "".join(piece.text for piece in pieces)
+    assert found.warnings == complete("def f(x):").warnings
+    assert "read as python" in found.warnings[0]
+    assert "--no-code" in found.warnings[0]
+    wanted = complete("def f(x):", code=True, echo=True)
+    assert (wanted.text, wanted.warnings) == ("def f(x):\n    return x", ())
+    plain = completing(CompleteRequest(prompt="def f(x):"))
+    assert next(plain).text == " "  # what a request says is read as it is
+    assert complete("def f(x):", code=False).text == " pass\n\nThis"
+    assert (complete("say: ").text, complete("say: ").warnings) == ("yes", ())
+    assert complete("say: ", code=True).text == "yes"
+    scripted(fenced | {"def f(x)": ": 1"}, control=CONTROL_AND_FIM)
+    assert complete("def f(x):").text == " 1"  # a model for code needs no fence
+
+
+def test_code_ends_with_its_fence(scripted) -> None:
+    scripted({"```python\ndef f(x): return x\ny =": " 1\n```\nThis"})
+    assert complete("def f(x): return x\ny = ").text == "1"
+
+
+def test_code_does_not_go_with_everything(scripted) -> None:
+    scripted({})
+    for odd in ({"beams": 2}, {"regex": "a"}, {"suffix": "b"}, {"shots": [Shot("a", "b")]}):
+        with pytest.raises(InputError, match="code does not go with"):
+            complete("def f(x):", code=True, **odd)
+    assert complete("def f(x):", regex="a").text == "a"  # None: only where nothing speaks against it
 
 
 def test_beams(scripted) -> None:
@@ -178,6 +272,13 @@ def test_code_ends_with_its_block(scripted) -> None:
     *pieces, found = completing_code(CodeRequest(source=FILE, line=5))
     assert found.text == "y = x\n    return y + x" == "".join(piece.text for piece in pieces)
     assert found.warnings[0].startswith("left side only:")
+
+
+def test_a_files_name_says_its_language(scripted, tmp_path: Path) -> None:
+    scripted({"```javascript\nlet x =": " 1\n```"})
+    (tmp_path / "a.js").write_text("let x = \nlet y = 2\n")
+    *_, found = completing_code(in_file(tmp_path / "a.js", 1, Options()))
+    assert found.text == "1"
 
 
 def test_code_with_both_sides(scripted) -> None:

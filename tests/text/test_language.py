@@ -206,7 +206,7 @@ def test_gguf_metadata() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model": "llama"}, "tokenizer.ggml.model is 'llama'"),
+        ({"model": "t5"}, "tokenizer.ggml.model is 't5'"),
         ({"model": None}, "tokenizer.ggml.model is None"),
         ({"pre": "nobody's"}, 'unknown tokenizer.ggml.pre "nobody\'s"'),
         ({"pre": "default"}, "unknown tokenizer.ggml.pre"),
