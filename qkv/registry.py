@@ -166,7 +166,7 @@ class Model:
 
     name: str
     path: Path
-    kind: str  # pictures, text, embeddings, fill (masked words), translation, other
+    kind: str  # pictures, text, embeddings, fill (masked words), translation, search (by CLIP), other
     bytes: int
     licence: str
     shipped: bool
@@ -247,7 +247,13 @@ def _kind(path: Path) -> str:
         return "embeddings"
     names = _json(path / CONFIG).get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
-    endings = {"ForCausalLM": "text", "LMHeadModel": "text", "ForMaskedLM": "fill", "MTModel": "translation"}
+    endings = {
+        "ForCausalLM": "text",
+        "LMHeadModel": "text",
+        "ForMaskedLM": "fill",
+        "MTModel": "translation",
+        "CLIPModel": "search",
+    }
     return next((kind for ending, kind in endings.items() if name.endswith(ending)), "other")
 
 
