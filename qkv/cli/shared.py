@@ -3,11 +3,15 @@
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from qkv.errors import InputError, shorten
 
 Plain = dict[str, Any]  # values that JSON knows
 INTERRUPTED = 130  # the exit code after Ctrl-C
@@ -25,9 +29,25 @@ class Shared:
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False
     json: Annotated[bool, typer.Option("--json", help="Print results as JSON, an object a line.")] = False
 
-    def say(self, text: str, values: Plain) -> None:
-        """Prints a result: `text` for people, `values` for programs."""
-        print(json.dumps(values) if self.json else text, flush=True)
+    def say(self, text: str, values: Plain, *, end: str = "\n") -> None:
+        """Prints a result: `text` for people, followed by `end`, `values` for programs."""
+        print(json.dumps(values) if self.json else text, end="\n" if self.json else end, flush=True)
+
+
+def named_file(text: str) -> Path | None:
+    """The file, or the pipe, that an argument names; None if it is a text.
+
+    InputError for a folder, and for what can only be meant as the name of a file and is none.
+    """
+    try:
+        there = len(text) < 1000 and bool(text.strip()) and Path(text).exists()
+    except (OSError, ValueError):  # no name that a file can have
+        there = False
+    if there and Path(text).is_dir():
+        raise InputError(f"{text} is a folder; name a file in it, or give a text")
+    if not there and re.fullmatch(r"(\.{0,2}/|~/)\S+|\S+\.(txt|md|csv|tsv|jsonl|ndjson)", text):
+        raise InputError(f"there is no file {shorten(text)!r}; name one that is there, or give a text")
+    return Path(text) if there else None
 
 
 def verb(run: Callable[..., None]) -> Callable[..., None]:

@@ -2,14 +2,24 @@
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, BinaryIO, NamedTuple, cast
 
 import typer
 
-from qkv.cli.shared import INTERRUPTED, Shared, verb
+from qkv.cli.shared import INTERRUPTED, Shared, named_file, verb
 from qkv.errors import InputError, OutputError
+
+CHUNK = 1 << 20  # bytes that are read at once at most
+
+
+class Line(NamedTuple):
+    """A line of a text, and what closes it: nothing, perhaps, at the end of a file."""
+
+    text: str
+    ending: str
 
 
 @verb
@@ -28,76 +38,97 @@ def translate(
     from qkv.device import threads
     from qkv.tasks.translate import translating
 
-    lines = read(text)
+    bursts = read(text)
     if show_attention is not None:
         _check(show_attention, text)
-    options = {"to": to, "model": model, "beams": beams, "length_penalty": length_penalty}
-    places = {"device": shared.device or "auto", "dtype": shared.dtype or "auto"}
+    options: dict[str, Any] = {"to": to, "model": model, "beams": beams, "length_penalty": length_penalty}
+    places: dict[str, Any] = {"device": shared.device or "auto", "dtype": shared.dtype or "auto"}
+    options["offline"] = shared.offline
+    drawn: dict[str, str] = {} if show_attention is None else {"attention": str(show_attention)}
     try:
         with threads(shared.threads):
-            for line in translating(lines, **options, **places):  # type: ignore[arg-type]
-                for warning in line.warnings:
-                    print(f"qkv: warning: {warning}", file=sys.stderr)
-                score = None if math.isnan(line.score) else line.score
-                values = {"source": line.source, "text": line.text, "score": score, "model": line.model}
-                shared.say(line.text, values | {"warnings": list(line.warnings)})
-                if show_attention is not None:
-                    _draw(show_attention, line.sentences, to=to, model=model, **places)
+            for burst in bursts:
+                lines = translating([line.text for line in burst], **options, **places)
+                for line, (_, ending) in zip(lines, burst):
+                    for warning in line.warnings:
+                        print(f"qkv: warning: {warning}", file=sys.stderr)
+                    score = None if math.isnan(line.score) else line.score
+                    values = {"source": line.source, "text": line.text, "score": score, "model": line.model}
+                    end = "\n" if sys.stdout.isatty() else ending
+                    shared.say(line.text, values | {"warnings": list(line.warnings)} | drawn, end=end)
+                    if show_attention is not None:
+                        _draw(show_attention, line.sentences, to=to, model=model, offline=shared.offline, **places)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def read(text: str) -> Iterator[str]:
-    """The lines of a text, of the file of that name, or of stdin. Raises InputError."""
+def read(text: str) -> Iterator[list[Line]]:
+    """The lines of a text, of the file of that name, or of stdin: those that are there by now, again and again, so that
+    who writes slowly into a pipe is not waited for. Raises InputError."""
     if text == "-":
-        return _decoded(sys.stdin.buffer, "the input")
-    try:
-        is_file = len(text) < 1000 and Path(text).is_file()
-    except (OSError, ValueError):  # no name that a file can have
-        is_file = False
-    if not is_file:
-        if not text.strip():
-            raise InputError("there is no text; say what to translate: qkv translate 'Good morning.'")
-        return iter(text.split("\n"))
-    return _file(Path(text))
+        return _bursts(sys.stdin.buffer, "the input")
+    if path := named_file(text):
+        return _file(path)
+    if not text.strip():
+        raise InputError("there is no text; say what to translate: qkv translate 'Good morning.'")
+    return iter([[Line(line, "\n") for line in text.split("\n")]])
 
 
-def _file(path: Path) -> Iterator[str]:
+def _file(path: Path) -> Iterator[list[Line]]:
     try:
         with path.open("rb") as file:
-            yield from _decoded(file, str(path))
+            yield from _bursts(file, str(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _decoded(lines: Iterable[bytes], where: str) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where} is no UTF-8 text: line {number}, byte {error.start}") from error
-        if "\0" in text:
-            raise InputError(f"{where} is no text: line {number} holds a zero byte")
-        yield text.rstrip("\r\n")
+def _bursts(stream: BinaryIO, where: str) -> Iterator[list[Line]]:
+    from qkv.tasks.translate import MAX_LINE
+
+    rest, number = b"", 1  # of the line that `rest` begins
+    while data := cast(BufferedReader, stream).read1(CHUNK):
+        *whole, rest = (rest + data).split(b"\n")
+        if len(rest) > 4 * MAX_LINE:  # bytes: no text ends as late as that
+            raise InputError(f"line {number + len(whole)} of {where} has more than {MAX_LINE} characters; break it up")
+        if whole:
+            yield [_decoded(line, "\n", i, where) for i, line in enumerate(whole, number)]
+            number += len(whole)
+    if rest:
+        yield [_decoded(rest, "", number, where)]
+    elif number == 1:
+        raise InputError(f"there is no text in {where}; give one with something to translate")
+
+
+def _decoded(line: bytes, ending: str, number: int, where: str) -> Line:
+    from qkv.tasks.translate import MAX_LINE
+
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is no UTF-8 text: line {number}, byte {error.start}") from error
+    if "\0" in text:
+        raise InputError(f"{where} is no text: line {number} holds a zero byte")
+    if len(text) > MAX_LINE:
+        raise InputError(f"line {number} of {where} has more than {MAX_LINE} characters; break it up")
+    return Line(text.removesuffix("\r"), "\r" + ending if text.endswith("\r") else ending)
 
 
 def _check(picture: Path, text: str) -> None:
     """Before any work. Raises InputError, OutputError."""
     if picture.suffix.lower() != ".png" or not picture.parent.is_dir():
         raise OutputError(f"cannot write {picture}: give a name that ends in .png, in a folder that is there")
-    if text == "-" or "\n" in text or Path(text).is_file():
+    if text == "-" or "\n" in text or named_file(text):
         raise InputError("--show-attention draws one line; give it as text")
 
 
-def _draw(picture: Path, sentences: tuple[tuple[str, str], ...], **options: str | None) -> None:
+def _draw(picture: Path, sentences: tuple[tuple[str, str], ...], **options: Any) -> None:
     from PIL import Image
 
     from qkv.tasks.alignment import align, draw_alignment
     from qkv.tasks.translate import load_ready
     from qkv.weights.files import replacing
 
-    model = options.pop("model")
-    ready = load_ready(model, **options)  # type: ignore[arg-type]
+    ready = load_ready(**options)
     drawn = [draw_alignment(align(ready, *pair)) for pair in sentences]
     sheet = Image.new("RGB", (max(each.width for each in drawn), sum(each.height for each in drawn)), "white")
     for i, each in enumerate(drawn):

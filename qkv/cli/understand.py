@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qkv.cli.pictures import Place, slug
-from qkv.cli.shared import Shared, verb
+from qkv.cli.shared import Shared, named_file, verb
 from qkv.cli.text import Model, warn
 from qkv.errors import InputError, shorten
 
@@ -27,14 +27,16 @@ CHUNK = 4096  # texts whose vectors are printed at once
 @verb
 def fill(
     shared: Shared,
-    text: Annotated[str, typer.Argument(help="A text with [MASK] in it; for the default model a reaction in SMILES.")],
+    text: Annotated[str, typer.Argument(help="A text with [MASK], or -; for the default model a reaction in SMILES.")],
     top: Annotated[int, typer.Option("-k", "--top-k", help="How many guesses for each mask.")] = 5,
     model: Model = None,
 ) -> None:
     """Fill in what is masked."""
     from qkv.tasks.fill import fill as run
 
+    text = _piped().rstrip("\r\n") if text == "-" else text
     filled = run(text, top=top, model=model, threads=shared.threads, **_where(shared))
+    warn(filled.warnings)
     for number, guesses in enumerate(filled.masks, 1):
         if len(filled.masks) > 1 and not shared.json:
             print(f"mask {number}:")
@@ -82,11 +84,11 @@ def embed(
 def _given(texts: list[str]) -> list[str]:
     """The arguments, or the lines of the file that is the only one. InputError."""
     if texts == ["-"]:
-        found = [line for line in _piped().split("\n") if line.strip()]
-    elif len(texts) == 1 and Path(texts[0]).is_file():
+        found = [line.removesuffix("\r") for line in _piped().split("\n") if line.strip()]
+    elif len(texts) == 1 and (file := named_file(texts[0])):
         from qkv.tasks.passages import read_lines
 
-        found = read_lines(Path(texts[0]))
+        found = read_lines(file)
     else:
         return texts
     if not found:
@@ -95,8 +97,16 @@ def _given(texts: list[str]) -> list[str]:
 
 
 def _piped() -> str:
+    """What comes in on stdin. InputError."""
+    from qkv.tasks.passages import MAX_FILE
+
+    data = sys.stdin.buffer.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise InputError(f"the input has more than {MAX_FILE >> 20} MiB; give it in parts")
+    if b"\0" in data:
+        raise InputError("the input is binary, not text; give UTF-8 text")
     try:
-        return sys.stdin.buffer.read().decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"the input is no UTF-8 text: byte {error.start}") from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qkv.data.parallel import Pair, read_pairs
-from qkv.errors import NotFoundError
+from qkv.errors import InputError, NotFoundError
 from qkv.tasks.translate import Ready, load_ready, translating
 from qkv.text.bleu import score
 from qkv.text.moses import to_moses
@@ -27,8 +27,10 @@ def run(
 ) -> dict[str, Any]:
     """The scores of `model` on a part of the folder `data`, or on its first `limit` pairs.
 
-    Raises what `translating` and `read_pairs` raise.
+    Raises what `translating` and `read_pairs` raise, and InputError for a limit below 1.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit={limit} is out of range; it must be 1 or more")
     ready = load_ready(model)
     source, target = ready.source or "en", ready.target or "de"
     pairs = read_pairs(data, part, source, target)[:limit]

@@ -6,6 +6,7 @@ Several masks are guessed each for itself, the others unseen, as the model was t
 It computes in float32 unless asked otherwise: one text is not worth the rounding.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,11 +38,13 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class Filled:
-    """For each mask, in the order of the text, its likeliest tokens; `text` has the likeliest in every mask."""
+    """For each mask, in the order of the text, its likeliest tokens; `text` has the likeliest in every mask, `warnings`
+    says what the model could not read."""
 
     masks: tuple[tuple[Guess, ...], ...]
     text: str
     model: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,7 +85,14 @@ class Filler:
             for number, (shares, chosen) in enumerate(zip(found.values.tolist(), found.indices.tolist()))
         )
         whole = self._filled(text, {number: guesses[0].id for number, guesses in enumerate(masks)})
-        return Filled(masks=masks, text=whole, model=self.name)
+        return Filled(masks=masks, text=whole, model=self.name, warnings=self._warnings(ids))
+
+    def _warnings(self, ids: Sequence[int]) -> tuple[str, ...]:
+        strange = sum(self.tokenizer.spell(id) == self.tokenizer.control.unknown for id in ids)
+        if not strange:
+            return ()
+        read = self.tokenizer.control.unknown
+        return (f"{strange} of {len(ids) - 2} tokens are unknown to {self.name} and were read as {read}",)
 
     def _filled(self, text: str, chosen: dict[int, int]) -> str:
         """The text as it was written, with tokens in place of some masks."""

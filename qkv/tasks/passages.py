@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qkv.errors import InputError, NotFoundError, shorten
+from qkv.text.words import valid_text
 
 MAX_FILE = 64 << 20  # bytes
 LONGEST = 1000  # characters of a passage: about as many as 256 tokens spell
@@ -55,7 +56,7 @@ def read_lines(file: Path) -> list[str]:
     if isinstance(found, Skipped):
         raise InputError(f"cannot read {file}: {found.reason}")
     if file.suffix not in JSON_LINES:
-        return [line for line in found if line.strip()]
+        return [line.removesuffix("\r") for line in found if line.strip()]
     texts = []
     for passage in _read(file):
         if isinstance(passage, Skipped):
@@ -102,7 +103,7 @@ def _json_lines(file: Path, lines: list[str]) -> Iterator[Passage | Skipped]:
             continue
         match value:
             case str(text) | {"text": str(text)} if text.strip():
-                yield Passage(text.strip(), file, number)
+                yield Passage(valid_text(text.strip()), file, number)
             case _:
                 yield Skipped(file, f'line {number} has no "text"')
 

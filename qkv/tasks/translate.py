@@ -21,11 +21,14 @@ from qkv.config import build, convert
 from qkv.errors import ConfigError, InputError, NotFoundError, shorten
 from qkv.models.translator import Translator
 from qkv.sample.translation_beam import Search, search_texts
+from qkv.tasks.embed import stamp
 from qkv.text.moses import from_moses, to_moses
 from qkv.text.pieces import FILES, Pieces, read_pieces
 from qkv.text.sentences import sentences
+from qkv.text.words import valid_text
 from qkv.weights.folder import Folder
 from qkv.weights.marian import load_translator
+from qkv.weights.pull import find
 
 MAX_LINE = 100_000  # characters
 WINDOW = 512  # lines that are translated together at most
@@ -95,19 +98,22 @@ def translating(
     length_penalty: float | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    offline: bool = False,
 ) -> Iterator[Translation]:
     """Every line translated, in order, as soon as it is.
 
-    `to` is a language such as "de" (None: what the model translates into), `model` a name or a folder (None: one that
-    is here and translates into `to`); the others are the model's own where they are None. Raises InputError,
-    NotFoundError, CheckpointError, ConfigError.
+    `to` is a language such as "de" (None: what the model translates into), `model` a name, a folder, or OWNER/NAME of
+    the hub, fetched once unless `offline` (None: one that is here and translates into `to`); the others are the model's
+    own where they are None. Raises InputError, NotFoundError, CheckpointError, ConfigError.
     """
-    ready = load_ready(model, to=to, device=device, dtype=dtype)
+    ready = load_ready(model, to=to, device=device, dtype=dtype, offline=offline)
     asked: dict[str, Any] = {"beams": beams, "length_penalty": length_penalty}
     search = replace(ready.search, **{name: value for name, value in asked.items() if value is not None})
     given, size, number = iter(lines), 1, 0
     while window := list(islice(given, size)):
         for i, line in enumerate(window, number + 1):
+            if not isinstance(line, str):
+                raise InputError(f"line {i} is no text but {type(line).__name__}")
             if len(line) > MAX_LINE:
                 raise InputError(f"line {i} has {len(line)} characters; at most {MAX_LINE} are translated at once")
         yield from _translated(ready, window, search, to)
@@ -127,10 +133,10 @@ def _translated(ready: Ready, lines: Sequence[str], search: Search, to: str | No
         sources = [part for sentence in parts for part in sentence]
         results = list(islice(said, len(sources)))
         long = any(len(sentence) > 1 for sentence in parts)
-        indent = line[: len(line) - len(line.lstrip())]
+        indent, tail = line[: len(line) - len(line.lstrip())], line[len(line.rstrip()) :] if sources else ""
         yield Translation(
             source=line,
-            text=indent + " ".join(text for text, _ in results),
+            text=indent + " ".join(text for text, _ in results) + tail,
             sentences=tuple(zip(sources, (text for text, _ in results))),
             score=sum(score for _, score in results) / len(results) if results else math.nan,
             model=ready.name,
@@ -149,29 +155,35 @@ def _fitting(ready: Ready, text: str, limit: int, mark: str) -> list[str]:
 
 
 def encode(ready: Ready, text: str) -> list[int]:
+    text = valid_text(text)
     return ready.pieces.encode(to_moses(text, ready.source or "en") if ready.text == "moses-lower" else text)
 
 
 def decode(ready: Ready, ids: Sequence[int]) -> str:
-    text = ready.pieces.decode(ids)
+    """The text of ids, on one line: a model may well spell the byte of a line end."""
+    text = " ".join(ready.pieces.decode(ids).splitlines())
     return from_moses(text, ready.target or "en") if ready.text == "moses-lower" else text
 
 
 def load_ready(
-    model: str | Path | None = None, *, to: str | None = None, device: str = "auto", dtype: str = "auto"
+    model: str | Path | None = None,
+    *,
+    to: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    offline: bool = False,
 ) -> Ready:
     """The translator of that name or in that folder, or one that is here and translates into `to`.
 
     Raises NotFoundError, CheckpointError, ConfigError, and InputError if it does not translate into `to`.
     """
-    path = registry.resolve(model) if model is not None else _any(to)
+    path = (find(model, offline=offline) if model is not None else _any(to)).absolute()
     place = devices.find_device(device)
     # Small matrices gain nothing from bfloat16 on a processor.
     narrow = torch.float32 if dtype == "auto" and place.type == "cpu" else devices.find_dtype(dtype, place)
-    stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(path.glob("*.*")))
-    ready = _load(path.absolute(), stamp, place, narrow)
-    if to is not None and ready.targets and to not in ready.targets:
-        known = ", ".join(sorted(ready.targets))
+    ready = _load(path, stamp(path), place, narrow)
+    if to is not None and to not in ready.targets:
+        known = ", ".join(sorted(ready.targets)) or "a language that it does not name; ask for none"
         raise InputError(f"the model {ready.name} does not translate into {shorten(to)!r}, but into {known}")
     return ready
 
@@ -184,7 +196,9 @@ def _any(to: str | None) -> Path:
             languages = Folder(each.path).json("tokenizer_config.json")
             targets.setdefault(str(languages.get("target_lang")), each.path)
     if not targets:
-        raise NotFoundError("no translator is here; name a folder that holds one, a MarianMTModel, as the model")
+        raise NotFoundError(
+            "no translator is here; name a model: a folder that holds a MarianMTModel, or one of the hub, OWNER/NAME"
+        )
     if to is None:
         return next(iter(targets.values()))
     if to not in targets:
@@ -194,7 +208,7 @@ def _any(to: str | None) -> Path:
 
 
 @lru_cache(maxsize=2)
-def _load(path: Path, stamp: tuple[tuple[str, int, int], ...], device: torch.device, dtype: torch.dtype) -> Ready:
+def _load(path: Path, stamp: str, device: torch.device, dtype: torch.dtype) -> Ready:
     """Kept in memory until two others were asked for, or a file of the folder changes, which `stamp` shows."""
     folder = Folder(path)
     model = load_translator(folder, dtype=dtype).to(device)
@@ -208,12 +222,13 @@ def _load(path: Path, stamp: tuple[tuple[str, int, int], ...], device: torch.dev
 
 
 def _manner(folder: Folder, model: Translator) -> tuple[Literal["plain", "moses-lower"], Search]:
-    """How to translate: by our own qkv.json, or as transformers would by its generation_config.json."""
+    """How to translate: by our own qkv.json, or as transformers would by its generation_config.json, which older
+    converters wrote into config.json."""
     banned: tuple[int, ...] = (model.config.pad,)
     if folder.has("qkv.json"):
         own = build(Defaults, folder.json("qkv.json"), "qkv.json")
         return own.text, Search(beams=own.beams, length_penalty=own.length_penalty, penalty=own.penalty, banned=banned)
-    published = folder.json("generation_config.json") if folder.has("generation_config.json") else {}
+    published = folder.json("generation_config.json" if folder.has("generation_config.json") else "config.json")
     return "plain", Search(
         beams=convert(int, published.get("num_beams", 4), "num_beams"),
         length_penalty=convert(float, published.get("length_penalty", 1.0), "length_penalty"),

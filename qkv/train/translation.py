@@ -7,6 +7,8 @@ comes out is a folder that transformers opens as a `MarianMTModel`.
 
 import hashlib
 import json
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -27,6 +29,7 @@ from qkv.sample.translation_beam import Search, search_texts
 from qkv.text.bleu import score
 from qkv.text.moses import to_moses
 from qkv.text.pieces import Pieces, learn_pieces
+from qkv.train.batch import to_device
 from qkv.train.checkpoint import mean_weights
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.recipes import Context, facts
@@ -36,6 +39,7 @@ from qkv.weights.files import write_file
 from qkv.weights.marian import save_translator
 
 Ids = npt.NDArray[np.int64]
+UNREAD = 0.1  # nats a token: a source that changes less was not read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,8 @@ class Recipe:
     `text`: as it is, or lower-case Moses tokens. The model's `start`, `end` and `pad` are the vocabulary's own.
     `byte_fallback`: unknown characters are spelled in bytes. `tokens` bounds a batch, padding included. `r_drop` weighs
     R-Drop (train/vocabulary_loss.py). `average`: of how many checkpoints the result is the mean; `fit.keep` must keep
-    as many. `validation`: how many pairs of the part "val" are translated for the curve, with `search`.
+    as many. `validation`: how many pairs of the part "val" are translated for the curve, with `search`; their metric
+    "source" says how much the model reads of what it translates (`source_gain`).
     """
 
     data: Path
@@ -95,7 +100,8 @@ class Buckets:
         for i, length in enumerate(np.sort(self.lengths)):
             if (i + 1 - cuts[-1]) * length > tokens:
                 cuts.append(i)
-        self.spans = list(pairwise([*cuts, len(pairs)]))  # an epoch's batches, the shortest texts first
+        # An epoch's batches, the shortest texts first.
+        self.spans = list(pairwise([*cuts, len(pairs)])) if pairs else []
         self._shuffled = lru_cache(maxsize=2)(self._shuffle)
 
     def rows(self, step: int) -> Ids:
@@ -133,13 +139,21 @@ def train(recipe: Recipe, context: Context) -> Result[Translator]:
     config = replace(recipe.model, start=pieces.pad, end=pieces.end, pad=pieces.pad)
     search = replace(recipe.search, banned=(pieces.pad,))
     batches = make_batches(recipe, known, pieces, config)
+    if not batches.pairs:
+        raise InputError(f"no pair of {recipe.data} has at most context={config.context} tokens a side")
+    held_out = make_batches(recipe, pairs["val"][: recipe.validation], pieces, config)
     torch.manual_seed(recipe.fit.seed)
     translator = Translator(config).to(context.device)
 
     def validate(translator: Translator, step: int) -> dict[str, float]:
         unseen = pairs["val"][: recipe.validation]
         said = translate(translator, pieces, [pair.source for pair in unseen], search)
-        return {"bleu": score(said, [pair.target for pair in unseen], tokenised=recipe.text != "plain").bleu}
+        bleu = score(said, [pair.target for pair in unseen], tokenised=recipe.text != "plain").bleu
+        gain = source_gain(translator, held_out)
+        if gain < UNREAD and step > recipe.fit.optim.warmup and context.progress:
+            told = f"warning: step {step}: the source makes a difference of {gain:.2g} nats a token; it is not read: "
+            print(f"{told}train anew with a lower fit.optim.lr, or with model.norm_first", file=sys.stderr)
+        return {"bleu": bleu} | ({} if math.isnan(gain) else {"source": gain})
 
     def samples(translator: Translator, step: int) -> str:
         shown = pairs["val"][:10]
@@ -178,12 +192,10 @@ def prepared(recipe: Recipe, part: str) -> list[Pair]:
 
 
 def make_batches(recipe: Recipe, pairs: Sequence[Pair], pieces: Pieces, config: TranslatorConfig) -> Buckets:
-    """Pairs that are longer than the context are left out. InputError if none is left."""
+    """Pairs that are longer than the context are left out."""
     sources = [pieces.encode(pair.source) for pair in pairs]
     targets = [[config.start, *pieces.encode(pair.target, target=True)] for pair in pairs]
     fitting = [pair for pair in zip(sources, targets) if max(map(len, pair)) <= config.context]
-    if not fitting:
-        raise InputError(f"no pair of {recipe.data} has at most context={config.context} tokens a side")
     return Buckets(fitting, config.pad, tokens=recipe.tokens, seed=recipe.fit.seed)
 
 
@@ -199,6 +211,25 @@ def translation_loss(translator: Translator, batch: Batch, *, smoothing: float =
     loss = vocabulary_loss(here, translator.token.weight, wanted[real], smoothing=smoothing, r_drop=r_drop)
     metrics = {"entropy": loss.entropy} | ({"divergence": loss.divergence} if r_drop else {})
     return Loss(loss.value, metrics, count=int(real.sum()))
+
+
+@torch.no_grad()
+def source_gain(translator: Translator, batches: Buckets) -> float:
+    """How much worse the targets of an epoch are foretold, in nats a token, from the source of the pair before in the
+    batch than from their own: near 0 if the sources are not read. NaN if no batch has two pairs.
+
+    A post-norm encoder that was trained at too high a rate gives one and the same vector for everything, while the loss
+    still falls, since the decoder learns the language by itself.
+    """
+    gain, count = 0.0, 0
+    for step in range(len(batches.spans)):
+        batch = to_device(batches(step), translator.token.weight.device)
+        if len(batch.source) > 1:
+            right = translation_loss(translator, batch)
+            wrong = translation_loss(translator, batch._replace(source=batch.source.roll(1, 0)))
+            assert right.count is not None
+            gain, count = gain + float(wrong.value - right.value) * right.count, count + right.count
+    return gain / count if count else math.nan
 
 
 def translate(translator: Translator, pieces: Pieces, texts: Sequence[str], search: Search) -> list[str]:

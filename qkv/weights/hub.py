@@ -21,7 +21,7 @@ from typing import Any
 from qkv.errors import CheckpointError, MissingDependencyError, NotFoundError, QkvError, shorten
 from qkv.registry import CONFIG, INDEX
 
-TEXTS = (".json", ".txt", ".jinja")  # configuration, vocabulary, chat template
+TEXTS = (".json", ".txt", ".jinja", ".spm")  # configuration, vocabulary, chat template, pieces
 CARDS = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 STEMS = ("model", "diffusion_pytorch_model")  # of weights, as `Folder` reads them
 SKIPPED = ("safety_checker", "feature_extractor", "onnx", "original")

@@ -40,6 +40,8 @@ def test_scores(paper, tmp_path):
     assert scores["all"]["pairs"] == 3 and scores["unseen"]["pairs"] == 2  # noqa: PT018
     assert scores["all"]["bleu"] == alone["all"]["bleu"] > scores["unseen"]["bleu"] > 0
     assert translation.run("paper", tmp_path, limit=2)["all"]["bleu"] == pytest.approx(100)
+    with pytest.raises(InputError, match="limit=0 is out of range"):
+        translation.run("paper", tmp_path, limit=0)
     lines = translation.table(scores).splitlines()
     assert lines[0].startswith("all") and "tok:13a" in lines[2]  # noqa: PT018
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from qkv.cli.shared import named_file
 from qkv.errors import CheckpointError, ConfigError, InputError, NotFoundError
 from qkv.models.bert import MaskedBert
 from qkv.tasks.embed import embed
@@ -190,6 +191,11 @@ COMMANDS = [
     (["embed", "a", "-o", "vectors.txt"], "end the name in .npy or .jsonl"),
     (["embed", "{binary}"], "it is binary, not text"),
     (["embed", "{empty}"], "there is no text in it"),
+    (["embed", "{folder}"], "is a folder; name a file in it"),
+    (["embed", "nothing.txt"], "there is no file 'nothing.txt'"),
+    (["embed", "/dev/zero"], "it is not a regular file"),
+    (["embed", "-"], "the input is binary, not text"),
+    (["fill", "-"], "the input is binary, not text"),
     (["embed", "a", "-o", "nowhere/vectors.npy"], "cannot write"),
     (["fill", "no mask"], "the text has no mask"),
     (["search", "x", "{binary}"], "there is no text in"),
@@ -200,10 +206,16 @@ COMMANDS = [
 def test_one_line_and_2(arguments, message, folder, tmp_path):
     (tmp_path / "binary").write_bytes(b"\0\1")
     (tmp_path / "empty").write_bytes(b"\n\n")
-    given = [word.format(binary=tmp_path / "binary", empty=tmp_path / "empty") for word in arguments]
+    paths = {"binary": tmp_path / "binary", "empty": tmp_path / "empty", "folder": tmp_path}
+    given = [word.format(**paths) for word in arguments]
     command = [sys.executable, "-m", "qkv.cli", *given, "--model", folder]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(command, input="a\0b", capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["x" * 300, "a dog " * 1000, "a\0b", "dog.", "and/or", "a dog, in ./here.txt"])
+def test_texts_that_are_no_names_of_files(text):
+    assert named_file(text) is None

@@ -133,13 +133,35 @@ def test_the_package_has_it():
     assert qkv.embed is embed
 
 
-@pytest.mark.weights
-def test_minilm():
-    """As transformers computes it and sentence-transformers pools it: mean, then length 1."""
-    transformers = pytest.importorskip("transformers")
+def test_line_ends_and_marks_of_files_are_no_text(folder, tmp_path):
+    given = b"\xef\xbb\xbfa dog\r\n\r\na red cat\r\n"
+    (tmp_path / "texts").write_bytes(given)
+    options = ("--model", str(folder), "--dtype", "float32")
+    for done in (run("embed", "-", *options, input=given), run("embed", str(tmp_path / "texts"), *options)):
+        assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["a dog", "a red cat"]
+
+
+@pytest.fixture
+def minilm():
     folder = registry.home() / "models" / "minilm"
     if not folder.is_dir():
         pytest.skip("minilm is not here; qkv pull minilm fetches it")
+    return folder
+
+
+@pytest.mark.weights
+def test_minilm_as_sentence_transformers_has_it(minilm):
+    library = pytest.importorskip("sentence_transformers")
+    texts = ["A man is eating food.", "Größe, café!", "a", "x " * 400]
+    theirs = library.SentenceTransformer(str(minilm), device="cpu").encode(texts)
+    with pytest.warns(UserWarning, match="1 of 4"):
+        np.testing.assert_allclose(embed(texts, model=minilm, dtype="float32"), theirs, atol=1e-5)
+
+
+@pytest.mark.weights
+def test_minilm(minilm):
+    """As transformers computes it and sentence-transformers pools it: mean, then length 1."""
+    transformers, folder = pytest.importorskip("transformers"), minilm
     texts = ["A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby.", "x " * 400]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     theirs = transformers.AutoModel.from_pretrained(folder).eval()

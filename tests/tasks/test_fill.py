@@ -13,6 +13,8 @@ from qkv import registry
 from qkv.errors import CheckpointError, InputError
 from qkv.models.bert import Bert, MaskedBert
 from qkv.tasks.fill import EXAMPLE, fill, load_filler
+from qkv.weights.bert import load_bert
+from qkv.weights.folder import Folder
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +70,21 @@ def test_more_than_the_model_reads(folder):
         fill("a " * 40 + "[MASK]", model=folder)
 
 
+def test_what_is_unknown_is_told(folder):
+    assert fill("a dog [MASK]", model=folder).warnings == ()
+    assert fill("a ☃ [MASK] 漢", model=folder).warnings == (
+        "2 of 4 tokens are unknown to reader and were read as [UNK]",
+    )
+
+
 def test_a_model_without_the_head(tiny_bert):
     with pytest.raises(CheckpointError, match="is no BertForMaskedLM"):
         fill("[MASK]", model=tiny_bert(Bert))
 
 
 def test_the_command(folder):
-    command = [sys.executable, "-m", "qkv.cli", "fill", "a [MASK]", "--model", folder, "-k", "3", "--json"]
-    done = subprocess.run(command, capture_output=True)
+    command = [sys.executable, "-m", "qkv.cli", "fill", "-", "--model", folder, "-k", "3", "--json"]
+    done = subprocess.run(command, input=b"a [MASK]\n", capture_output=True)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     expected = fill("a [MASK]", model=folder, top=3).masks[0]
@@ -106,3 +115,9 @@ def test_reactions():
             torch.testing.assert_close(torch.tensor([g.probability for g in guesses]), expected, atol=1e-5, rtol=0)
         assert [g.id for guesses in filled.masks for g in guesses] == shares.topk(10).indices.flatten().tolist()
     assert fill(EXAMPLE, model=folder).text == "CC(=O)Cl.CN>>CNC(C)=O"
+    ids = torch.tensor([[12, *range(20, 40), 13], [12, *range(30, 38), 13, *[0] * 12]])
+    mask = ids != 0
+    with torch.no_grad():
+        states = theirs.albert(ids, attention_mask=mask.long()).last_hidden_state
+        ours = load_bert(Folder(folder))(ids, mask)
+    torch.testing.assert_close(ours[mask], states[mask], atol=1e-5, rtol=1e-5)

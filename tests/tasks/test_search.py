@@ -75,6 +75,11 @@ def test_what_is_no_text_is_passed_over(folder):
     }
 
 
+def test_half_characters_are_marked(tmp_path):
+    (tmp_path / "a.jsonl").write_text('"a \\ud800 dog"')
+    assert [one.text for one in read_passages(tmp_path)] == ["a \ufffd dog"]
+
+
 def test_huge_files_are_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr("qkv.tasks.passages.MAX_FILE", 10)
     (tmp_path / "huge").write_text("x" * 11)
@@ -82,7 +87,7 @@ def test_huge_files_are_passed_over(tmp_path, monkeypatch):
 
 
 def test_lines_of_a_file(tmp_path):
-    (tmp_path / "a.txt").write_text("one\n\n two\n")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\n two\n")
     (tmp_path / "b.jsonl").write_text('"one"\n{"text": "two"}\n')
     (tmp_path / "c.jsonl").write_text('"one"\n{}\n')
     assert read_lines(tmp_path / "a.txt") == ["one", " two"]
@@ -223,6 +228,15 @@ def test_the_command(folder, model, home):
     assert [(row["file"], row["line"]) for row in rows] == [
         (str(hit.passage.file), hit.passage.line) for hit in expected.hits
     ]
+
+
+def test_names_of_files_that_are_no_unicode(folder, model, home):
+    (folder / "one.txt").rename(folder / "one\udcff.txt")
+    command = [sys.executable, "-m", "qkv.cli", "search", "a red fish", folder, "--model", model]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, text=True, env=strict)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"one\udcff.txt:3" in done.stdout
 
 
 def test_no_vector_is_asked_for_without_a_model(folder, home):

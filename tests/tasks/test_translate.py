@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from qkv.cli import main
+from qkv.cli.translate import Line, read
 from qkv.errors import CheckpointError, ConfigError, InputError, NotFoundError
 from qkv.models.translator import Translator
 from qkv.models.translator_config import TranslatorConfig
@@ -77,10 +79,40 @@ def test_a_line_too_long_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    "text", ["\x07\x1b[0m", "🙂" * 30, "\u202eabc", "▁▁", "</s> <pad> <unk>", ">>xx<< yes", "\ufffe"]
+    "text", ["\x07\x1b[0m", "🙂" * 30, "\u202eabc", "▁▁", "</s> <pad> <unk>", ">>xx<< yes", "\ufffe", "a\udcff", "a\0"]
 )
 def test_odd_texts(folder, text):
     assert isinstance(translate(text, model=folder).text, str)
+
+
+def test_what_is_no_text(folder):
+    with pytest.raises(InputError, match="line 2 is no text but NoneType"):
+        list(translating(["ok", None], model=folder))
+
+
+def test_the_space_around_a_line_stays(folder):
+    said = translate("\t Click.  ", model=folder).text
+    assert said == f"\t {translate('Click.', model=folder).text}  "
+
+
+def test_a_line_end_that_the_model_spells_is_a_space(folder, monkeypatch):
+    ready = load_ready(folder)
+    monkeypatch.setattr(type(ready.pieces), "decode", lambda self, ids: "a\nb\r\nc")
+    assert translate("Click.", model=folder).text == "a b c"
+
+
+def test_a_model_of_the_hub_is_not_fetched_offline(home):
+    with pytest.raises(NotFoundError, match="run once: qkv pull some/translator"):
+        translate("Click.", model="some/translator", offline=True)
+
+
+def test_a_folder_that_names_no_language(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert translate("Click.", model=tmp_path).text
+    with pytest.raises(InputError, match="'de', but into a language that it does not name; ask for none"):
+        translate("Click.", model=tmp_path, to="de")
 
 
 def test_languages(folder, home):
@@ -98,7 +130,7 @@ def test_languages(folder, home):
 
 
 def test_marks_of_models_with_many_targets(folder, tmp_path):
-    pieces = module._load(folder, (), torch.device("cpu"), torch.float32).pieces
+    pieces = module._load(folder, "", torch.device("cpu"), torch.float32).pieces
     ids = {**pieces.ids, ">>fr<<": 338, next(piece for piece, id in pieces.ids.items() if id == 338): 340}
     assert load_ready(folder)._replace(pieces=type(pieces)(*pieces.models, ids)).targets == {"fr"}
 
@@ -106,6 +138,13 @@ def test_marks_of_models_with_many_targets(folder, tmp_path):
 def test_the_model_s_own_manner(folder, tmp_path):
     assert load_ready(folder).search.beams == 3
     assert load_ready(folder).search.penalty == "power"
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "generation_config.json").unlink()
+    assert load_ready(tmp_path).search.beams == 4
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_beams": 6}))
+    assert load_ready(tmp_path).search.beams == 6
 
 
 @pytest.mark.parametrize(
@@ -177,10 +216,51 @@ def test_stdin(folder, capsys, monkeypatch):
     assert len(out.splitlines()) == 3
 
 
+@pytest.mark.parametrize("text", ["One.\r\n\r\n\tTwo.  \r\nThree.", "One.\n\n\n", "\r\n", "  One.\nTwo.\r\n"])
+def test_a_file_keeps_its_lines(folder, capsys, tmp_path, text):
+    (tmp_path / "in.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    code, out, _ = run(capsys, tmp_path / "in.txt", "--model", folder)
+    assert code == 0
+    expected = text
+    for word in ("One.", "Two.", "Three."):
+        expected = expected.replace(word, translate(word, model=folder).text)
+    assert out == expected
+
+
+def pipe(monkeypatch, *parts):
+    """Someone who writes these parts into stdin, one at a time; an exception among them is raised."""
+
+    def read1(size):
+        part = next(waiting, b"")
+        if isinstance(part, type):
+            raise part
+        return part
+
+    waiting = iter(parts)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read1=read1)))
+    return waiting
+
+
+def test_a_slow_writer_is_not_waited_for(monkeypatch):
+    waiting = pipe(monkeypatch, b"One.\nTw", b"o.\r\nThree.\n", b"Four.")
+    bursts = read("-")
+    assert next(bursts) == [Line("One.", "\n")]
+    assert next(bursts) == [Line("Two.", "\r\n"), Line("Three.", "\n")]
+    assert next(waiting) == b"Four.", "not asked for as yet"
+
+
+def test_ctrl_c_leaves_what_is_translated(folder, capsys, monkeypatch):
+    pipe(monkeypatch, b"One.\n", KeyboardInterrupt)
+    assert run(capsys, "-", "--model", folder) == (130, translate("One.", model=folder).text + "\n", "")
+
+
 def test_show_attention(folder, capsys, tmp_path):
-    code, _, err = run(capsys, "Click the file. Click!", "--model", folder, "--show-attention", tmp_path / "a.png")
+    options = ("--model", folder, "--show-attention", tmp_path / "a.png")
+    code, _, err = run(capsys, "Click the file. Click!", *options)
     assert (code, err) == (0, "")
     assert Image.open(tmp_path / "a.png").height > 4 * 26
+    _, out, _ = run(capsys, "Click.", *options, "--json")
+    assert json.loads(out)["attention"] == str(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -194,12 +274,23 @@ def test_show_attention(folder, capsys, tmp_path):
         (["a\nb", "--show-attention", "a.png"], "draws one line"),
         (["{binary}"], "line 1"),
         (["{zero}"], "zero byte"),
+        (["{long}"], "line 2 of"),
+        (["/dev/zero"], "line 1 of /dev/zero has more than 100000 characters"),
+        (["{empty}"], "there is no text in"),
+        (["/proc/self/mem"], "cannot read /proc/self/mem"),
+        (["{folder}"], "is a folder; name a file in it"),
+        (["no-such-file.txt"], "there is no file 'no-such-file.txt'"),
+        (["./nothing"], "there is no file './nothing'"),
+        (["x" * 300, "--show-attention", "none/a.png"], "in a folder that is there"),
+        (["Click.", "--threads", "0"], "threads=0"),
     ],
 )
 def test_faults(folder, capsys, tmp_path, arguments, words):
     (tmp_path / "binary").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
     (tmp_path / "zero").write_bytes(b"a\0b")
-    paths = {name: tmp_path / name for name in ("binary", "zero")}
+    (tmp_path / "long").write_bytes(b"ok\n" + b"x" * 100_001 + b"\n")
+    (tmp_path / "empty").write_bytes(b"")
+    paths = {name: tmp_path / name for name in ("binary", "zero", "long", "empty")} | {"folder": tmp_path}
     arguments = [argument.format(**paths) for argument in arguments]
     code, out, err = run(capsys, *arguments, "--model", folder)
     assert (code, out) == (2, "")

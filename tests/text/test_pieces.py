@@ -1,6 +1,9 @@
 """Pieces of a translator's vocabulary: any text comes back, ids lie as Marian's, words are found again."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -35,6 +38,16 @@ def test_any_text_comes_back(pieces, text):
         ids = pieces.encode(text)
         assert ids[-1] == pieces.end
         assert pieces.decode(ids) == text
+
+
+def test_learnt_the_same_in_every_process(pieces):
+    program = (
+        f"from qkv.text.pieces import learn_pieces; print(hash('a'), learn_pieces({TEXTS!r}, 400).models[0].hex())"
+    )
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", program]
+        told = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": seed})
+        assert told.stdout.split()[1:] == [pieces.models[0].hex()], told.stderr
 
 
 def test_words(pieces):

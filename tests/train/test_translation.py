@@ -16,7 +16,7 @@ from qkv.models.translator_config import TranslatorConfig
 from qkv.tasks.translate import translate
 from qkv.train.checkpoint import load, mean_weights
 from qkv.train.recipes import Context
-from qkv.train.translation import Buckets, Recipe, train, translation_loss
+from qkv.train.translation import Buckets, Recipe, source_gain, train, translation_loss
 
 WORDS = {"red": "rot", "blue": "blau", "green": "grün", "file": "datei", "open": "offen", "small": "klein"}
 TRAIN = [Pair(f"{a} {b}", f"{WORDS[b]} {WORDS[a]}") for a in WORDS for b in WORDS if a != b]  # turned round
@@ -95,6 +95,45 @@ def test_padding_does_not_count(r_drop):
     torch.testing.assert_close(together.value, mean)
 
 
+def test_no_pairs_no_batches():
+    assert Buckets([], 0, tokens=10, seed=0).spans == []
+
+
+def test_what_the_sources_are_worth():
+    """By hand for two pairs; nothing for an encoder that says the same of everything, and none for pairs alone."""
+    torch.manual_seed(0)
+    shape = {"vocab": 20, "context": 12, "dim": 16, "layers": 1, "heads": 2, "ffn_dim": 16}
+    model = Translator(TranslatorConfig(**shape, start=19, pad=19)).eval()
+    buckets = Buckets([([3, 4, 0], [19, 4, 0]), ([5, 6, 0], [19, 6, 7, 0])], 19, tokens=100, seed=0)
+    batch = buckets(0)
+    sources = (batch.source, batch.source[[1, 0]])
+    right, wrong = (translation_loss(model, batch._replace(source=each)).value.item() for each in sources)
+    gain = source_gain(model, buckets)
+    assert gain == pytest.approx(wrong - right, abs=1e-6)
+    assert abs(gain) > 1e-3
+    assert np.isnan(source_gain(model, Buckets(buckets.pairs, 19, tokens=4, seed=0)))
+    model.encoder.blocks[0].ffn_norm.weight.data.zero_()  # the last norm of the encoder
+    assert source_gain(model, buckets) == 0
+
+
+def warned(data, folder, monkeypatch, capsys, gain, **values):
+    """The warnings of a run at whose validations the sources are worth `gain`."""
+    monkeypatch.setattr("qkv.train.translation.source_gain", lambda *given: gain)
+    train(recipe(data, **values), Context(folder=folder, device=torch.device("cpu"), resume=False, progress=True))
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: step")]
+
+
+def test_sources_that_are_not_read_are_told(data, tmp_path, monkeypatch, capsys):
+    after = {"average": 1, "fit": FIT | {"optim": {"lr": 1e-3, "warmup": 5}}}
+    (told,) = warned(data, tmp_path / "a", monkeypatch, capsys, 0.002, **after)  # at step 4 it is early yet
+    assert "step 6: the source makes a difference of 0.002 nats a token" in told
+    assert "lower fit.optim.lr" in told
+    assert not warned(data, tmp_path / "b", monkeypatch, capsys, 0.5, **after)
+    assert not warned(data, tmp_path / "c", monkeypatch, capsys, float("nan"), **after)
+    records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["source"] for record in records if "bleu" in record] == [0.002, 0.002]
+
+
 def test_a_resumed_run_equals_an_unbroken_one(data, tmp_path):
     dropout = SHAPE | {"dropout": 0.2}
     whole = run(recipe(data, model=dropout), tmp_path / "whole")
@@ -119,8 +158,10 @@ def test_it_learns_and_translates(data, tmp_path):
     """Two words, the other way round: what needs attention. And transformers opens the folder."""
     optim = {"lr": 1e-2, "betas": [0.9, 0.98], "warmup": 10, "schedule": "inverse_sqrt", "weight_decay": 0.0}
     fit = FIT | {"steps": 150, "save_every": 150, "sample_every": 150, "optim": optim}
-    result = run(recipe(data, fit=fit, average=1, smoothing=0.0, tokens=400), tmp_path / "run")
+    result = run(recipe(data, fit=fit, average=1, smoothing=0.0, tokens=400, validation=8), tmp_path / "run")
     assert result.loss < 0.1
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["source"] > 1
     folder = tmp_path / "run" / "model"
     said = [translate(pair.source, model=folder, to="de").text for pair in TRAIN[:6]]
     assert said == [pair.target for pair in TRAIN[:6]]

@@ -382,9 +382,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_copy_of_a_folder(home: Path, folder: Path) -> None:
+    (folder / "source.spm").write_bytes(b"pieces")
     path = pull(str(folder), name="mine", offline=True)
     assert path == home / "models" / "mine"
-    assert {file.name for file in path.iterdir()} == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    expected = {"README.md", "config.json", "model.safetensors", "source.spm", "tokenizer.json"}
+    assert {file.name for file in path.iterdir()} == expected
     assert find("mine") == path
     (model,) = [model for model in registry.listing() if not model.shipped]
     assert (model.name, model.kind) == ("mine", "text")
