@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from qkv import cli
 from qkv.tasks.draw import draw
@@ -62,6 +62,15 @@ def test_no_file_of_a_name_that_we_chose_is_overwritten(quick: Callable[..., Ran
     assert names == ["a-dog-1-2-狗-3.png", "a-dog-1-2-狗-3-1.png", "a-dog-1-2-狗-3-2.png"]
     assert quick("?!", "--seed", 1).out == "picture-1.png\n"
     assert quick("../../etc/passwd", "--seed", 1).out == "etc-passwd-1.png\n"
+    Path("cat-1.attention.png").touch()  # a heat map whose picture was moved away
+    assert quick("cat", "--seed", 1, "--show-attention").out == "cat-1-1.png\ncat-1-1.attention.png\n"
+
+
+def test_long_names_in_any_script(quick: Callable[..., Ran]) -> None:
+    """A name may have 255 bytes; the part that is written first must not have more."""
+    assert quick("\U00020000" * 60, "--seed", 2**62).code == 0
+    name = "狗" * 83 + ".png"
+    assert quick("a dog", "-o", name).out == f"{name}\n"
 
 
 def test_out(quick: Callable[..., Ran]) -> None:
@@ -107,6 +116,20 @@ def test_replay_says_that_the_model_is_another(
     assert "qkv: warning: model-changed:" in ran.err
 
 
+def test_replay_of_another_tools_picture(quick: Callable[..., Ran]) -> None:
+    text = PngImagePlugin.PngInfo()
+    line = "Steps: 30, Sampler: Euler a, CFG scale: 5, Seed: 3, Size: 32x32, Model: v1-5, Clip skip: 2"
+    text.add_text("parameters", f"a cat\nNegative prompt: red\n{line}")
+    Image.new("RGB", (32, 32)).save("a.png", pnginfo=text)
+    ran = quick("--replay", "a.png", "-o", "b.png", "--json")
+    values = json.loads(ran.out)
+    assert (values["prompt"], values["negative"], values["sampler"]) == ("a cat", "red", "euler_ancestral")
+    assert (values["seed"], values["guidance"], values["steps"]) == (3, 5, 2)  # steps were given
+    said = "another-tool: a.png was not drawn by qkv and cannot come out the same; "
+    assert values["warnings"] == [f"{said}not honoured: Model: v1-5, Clip skip: 2"]
+    assert "qkv: warning: another-tool:" in ran.err
+
+
 def test_show_attention(quick: Callable[..., Ran]) -> None:
     ran = quick("a dog", "--show-attention", "-o", "a.png")
     assert ran.out == "a.png\na.attention.png\n"
@@ -124,7 +147,9 @@ REFUSED = {
     "no size": (["draw", "a", "--size", "big"], "WIDTHxHEIGHT"),
     "steps 0": (["draw", "a", "--steps", "0"], "steps=0"),
     "steps 10^9": (["draw", "a", "--steps", "1000000000"], "steps=1000000000"),
-    "steps of text": (["draw", "a", "--steps", "many"], "--steps"),
+    "steps of text": (["draw", "a", "--steps", "many"], "not 'many'"),
+    "a seed of text": (["draw", "a", "--seed", "1", "--seed", "x"], "not 'x'"),
+    "a prompt without quotes": (["draw", "a", "dog"], "quotes"),
     "guidance nan": (["draw", "a", "--guidance", "nan"], "guidance=nan"),
     "count 0": (["draw", "a", "--count", "0"], "count=0"),
     "seed": (["draw", "a", "--seed", "-1"], "seed=-1"),
@@ -134,6 +159,7 @@ REFUSED = {
     "dtype": (["draw", "a", "--dtype", "int8"], "unknown dtype"),
     "threads": (["draw", "a", "--threads", "0"], "threads=0"),
     "out is no folder": (["draw", "a", "-o", "none/b.png"], "cannot write into the folder none"),
+    "out in a file": (["draw", "a", "-o", "MODEL/model_index.json/b.png"], "cannot write into the folder"),
     "out is no picture": (["draw", "a", "-o", "b.jpg"], "ends in .png"),
     "out is a device": (["draw", "a", "-o", "/dev/full"], "ends in .png"),
     "replay of nothing": (["draw", "--replay", "none.png"], "No such file"),
@@ -152,7 +178,7 @@ REFUSED = {
 def test_bad_input_is_one_line(qkv: Callable[..., Ran], tiny: Path, name: str) -> None:
     arguments, reason = REFUSED[name]
     model = ["--model", tiny] if arguments[0] == "draw" else []
-    ran = qkv(*[tiny if argument == "MODEL" else argument for argument in arguments], *model)
+    ran = qkv(*[argument.replace("MODEL", str(tiny)) for argument in arguments], *model)
     assert (ran.code, ran.out) == (2, "")
     assert re.fullmatch(r"qkv: error: [^\n]{10,600}\n", ran.err)
     assert reason in ran.err
@@ -164,7 +190,7 @@ def test_an_unknown_model_is_one_line(qkv: Callable[..., Ran], model: str) -> No
     ran = qkv("draw", "a dog", "--model", model)
     assert ran.code == 2
     assert re.fullmatch(r"qkv: error: [^\n]{10,600}\n", ran.err)
-    assert model != "emblen" or "did you mean emblem?" in ran.err
+    assert model != "emblen" or "did you mean emblem" in ran.err
 
 
 def test_a_full_disk(quick: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +246,9 @@ def test_export(qkv: Callable[..., Ran], quick: Callable[..., Ran], tiny: Path) 
     half = open_tensors("half/unet/diffusion_pytorch_model.safetensors")
     assert {str(tensor.dtype) for tensor in half.values()} == {"torch.float16"}
     assert qkv("export", tiny, "copy").code == 2
+    Path("file").touch()
+    assert qkv("export", tiny, "file/copy").err == "qkv: error: cannot write file/copy: Not a directory\n"
+    Path("file").unlink()
     assert sorted(os.listdir()) == ["a.png", "b.png", "copy", "half"]
 
 

@@ -9,7 +9,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -80,6 +80,8 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs `arguments` (default: the process's) and exits: 0, 1 (a fault of ours), 2 (the user's), 130 (Ctrl-C)."""
+    if getattr(sys.stdout, "errors", "") == "strict":  # a file's name or a model's answer need not be in its alphabet
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     gc.set_threshold(100_000, 50, 50)  # what is imported stays: looking for garbage in it takes 0.1 s of the start
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="qkv", standalone_mode=False)
@@ -102,7 +104,7 @@ def _complain(error: Exception) -> int:
     if isinstance(error, QkvError):
         text = str(error)
     elif isinstance(error, UsageError):
-        text = error.format_message()  # type: ignore[attr-defined]
+        text = _usage(error)
     elif isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
         text = "there is not enough memory for this; ask for a smaller size or use a smaller model"
     elif isinstance(error, OSError):
@@ -111,3 +113,14 @@ def _complain(error: Exception) -> int:
         code, text = 1, f"a fault in qkv, {type(error).__name__}: {error}; QKV_DEBUG=1 shows where"
     print(f"qkv: error: {shorten(text, 2000)}", file=sys.stderr)
     return code
+
+
+def _usage(error: Exception) -> str:
+    """What typer found wrong on the command line, with what it leaves out: the value, and what to do."""
+    text = str(error.format_message())  # type: ignore[attr-defined]
+    wrong: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()  # pydantic's, in newer versions of typer
+    if wrong:
+        text = f"{text.partition(',')[0]}, not {shorten(str(wrong[0]['input']))!r}"
+    if "unexpected extra argument" in text:
+        text += "; put quotes around a text of several words"
+    return text

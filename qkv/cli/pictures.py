@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from qkv.tasks.draw import Progress
     from qkv.tasks.picture import Picture
 
+SHEET = ".attention.png"  # the end of a heat map's name, which is its picture's otherwise
+
 
 @verb
 def draw(
@@ -47,7 +49,7 @@ def draw(
     from qkv.tasks.request import Request, written_in
     from qkv.weights.files import replacing
 
-    asked, before = written_in(replay) if replay else ({}, None)
+    asked, before, lost = written_in(replay) if replay else ({}, None, ())
     given = {
         "prompts": None if prompt is None else (prompt,),
         "negatives": None if negative is None else (negative,),
@@ -67,7 +69,7 @@ def draw(
     said: set[str] = set()
     with threads(before.threads if before and shared.threads is None else shared.threads):
         for number, picture in enumerate(_shown(drawing(request))):
-            warnings = list(picture.warnings)
+            warnings = [*lost, *picture.warnings]
             if before and before.fingerprint != picture.settings.fingerprint:
                 warnings.append(f"model-changed: {picture.settings.model} is not the model that drew {replay}")
             for warning in dict.fromkeys(warnings):
@@ -78,7 +80,7 @@ def draw(
             result = {"path": str(path)} | as_dict(picture.settings) | {"warnings": warnings}
             text = str(path)
             if picture.attention:
-                sheet = path.with_suffix(".attention.png")
+                sheet = path.with_suffix(SHEET)
                 with replacing(sheet) as file:
                     picture.attention.save(file, format="PNG")
                 result["attention"] = str(sheet)
@@ -100,8 +102,9 @@ class Place:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise OutputError(f"cannot make the folder {target}: {error.strerror or error}") from error
-        if not os.access(self.folder, os.W_OK):
-            raise OutputError(f"cannot write into the folder {self.folder}: it is not there or not writable")
+        if not self.folder.is_dir() or not os.access(self.folder, os.W_OK):
+            reason = "it is not writable" if self.folder.is_dir() else "there is no such folder"
+            raise OutputError(f"cannot write into the folder {self.folder}: {reason}; give another with -o")
 
     def of(self, picture: "Picture", number: int, pictures: int) -> Path:
         """The file for picture `number`. A name that we choose is never one that is taken."""
@@ -121,7 +124,7 @@ def slug(text: str) -> str:
 
 def _free(path: Path) -> Path:
     candidates = itertools.chain([path], (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(1)))
-    return next(candidate for candidate in candidates if not os.path.lexists(candidate))
+    return next(path for path in candidates if not any(map(os.path.lexists, (path, path.with_suffix(SHEET)))))
 
 
 def _size(text: str) -> tuple[int, int]:

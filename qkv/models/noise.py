@@ -10,6 +10,7 @@ Left out: learned variances, dynamic thresholding, hand-made betas, third-order 
 Runge-Kutta start. A file that asks for one of them is refused, so that no picture is silently wrong.
 """
 
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 from qkv.config import build
 from qkv.errors import ConfigError, shorten, unknown
+
+MAX_TRAIN_STEPS = 100_000
 
 BetaSchedule = Literal["linear", "scaled_linear", "cosine"]
 Prediction = Literal["epsilon", "v", "sample", "flow"]
@@ -58,14 +61,14 @@ class NoiseConfig:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(unknown(name, str(getattr(self, name)), [str(choice) for choice in known]))
-        if self.train_steps < 2:
-            raise ConfigError(f"train_steps={self.train_steps} is not at least 2")
+        if not 2 <= self.train_steps <= MAX_TRAIN_STEPS:
+            raise ConfigError(f"train_steps={self.train_steps} is out of range; it must be 2 to {MAX_TRAIN_STEPS}")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ConfigError(f"beta_start={self.beta_start}, beta_end={self.beta_end}: need 0 < start <= end < 1")
         if not 0 <= self.steps_offset < self.train_steps:
             raise ConfigError(f"steps_offset={self.steps_offset} is not in 0..{self.train_steps - 1}")
-        if not self.shift > 0:
-            raise ConfigError(f"shift={self.shift} is not above 0")
+        if not 0 < self.shift < math.inf:
+            raise ConfigError(f"shift={self.shift} is out of range; it must be above 0 and finite")
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"clip={self.clip} is not above 0; leave it out for no clipping")
         if (self.prediction == "flow") != (self.sampler == "flow_euler"):

@@ -37,6 +37,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if symmetric else 0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, Y, X) -> (B, C, Y/2, X/2), rounded up if symmetric, else down."""
         return self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1)))
 
 
@@ -48,6 +49,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """x (B, C, Y, X) -> (B, C, 2Y, 2X), or of `size`."""
         return self.conv(F.interpolate(x, size=size, scale_factor=2.0 if size is None else None, mode="nearest"))
 
 

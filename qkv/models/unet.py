@@ -87,7 +87,7 @@ class PixelTransformer(nn.Module):
         self.leave = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """x (B, C, Y, X), memory (B, S, M)."""
+        """x (B, C, Y, X), memory (B, S, M) -> (B, C, Y, X)."""
         tokens = self.enter(to_tokens(self.norm(x)))  # (B, YX, C)
         return x + to_pixels(self.leave(self.stack(tokens, memory)), like=x)
 
@@ -102,6 +102,7 @@ class Level(nn.Module):
         self.resample = resample
 
     def layer(self, i: int, x: Tensor, time: Tensor, memory: Tensor) -> Tensor:
+        """Residual block i and its transformer: x (B, C, Y, X), time (B, E), memory (B, S, M) -> (B, O, Y, X)."""
         x = self.residuals[i](x, time)
         return self.transformers[i](x, memory) if i < len(self.transformers) else x
 

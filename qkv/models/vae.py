@@ -78,6 +78,7 @@ class PixelAttention(nn.Module):
         self.attention = Attention(channels, heads=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, Y, X) -> (B, C, Y, X)."""
         return x + to_pixels(self.attention(to_tokens(self.norm(x))), like=x)
 
 
@@ -91,6 +92,7 @@ class Middle(nn.Module):
         self.attention = PixelAttention(dim, config) if config.middle_attention else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, Y, X) -> (B, C, Y, X)."""
         x = self.residuals[0](x)
         x = x if self.attention is None else self.attention(x)
         return self.residuals[1](x)
@@ -105,6 +107,7 @@ class Level(nn.Module):
         self.resample = resample
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, Y, X) -> (B, O, Y', X'), half or twice the size where there is a way on."""
         for residual in self.residuals:
             x = residual(x)
         return x if self.resample is None else self.resample(x)

@@ -226,6 +226,10 @@ def find(sampler: str) -> Sampler:
     raise NotFoundError(unknown("sampler", sampler, SAMPLERS))
 
 
+def _fits(row: Sampler, config: NoiseConfig) -> bool:
+    return config.prediction in row.predictions and (row.zero_terminal_snr or not config.zero_terminal_snr)
+
+
 def levels(config: NoiseConfig, sampler: str, steps: int) -> list[Level]:
     """The schedule that `sampler` walks: steps + 1 rows. Raises NotFoundError, InputError.
 
@@ -235,7 +239,7 @@ def levels(config: NoiseConfig, sampler: str, steps: int) -> list[Level]:
     if not 1 <= steps <= config.train_steps:
         raise InputError(f"steps={steps} is not in 1..{config.train_steps}")
     if config.prediction not in row.predictions:
-        fitting = ", ".join(name for name, other in SAMPLERS.items() if config.prediction in other.predictions)
+        fitting = ", ".join(name for name, other in SAMPLERS.items() if _fits(other, config))
         raise InputError(
             f"sampler {sampler} does not work with a model that predicts {config.prediction}; use {fitting}"
         )

@@ -27,16 +27,15 @@ def export(model: str | Path, folder: str | Path, *, dtype: str | None = None) -
         raise OutputError(f"cannot write {folder}: it is already there; give a new name")
     precision = None if dtype is None else find_dtype(dtype, torch.device("cpu"))
     loaded = load_latent_diffusion(source)
-    scratch = folder.with_name(f".{folder.name[:100]}.{uuid.uuid4().hex}.part")
+    scratch = folder.with_name(f".{folder.name[:50]}.{uuid.uuid4().hex}.part")
     try:
         save_latent_diffusion(loaded, scratch, dtype=precision)
         for name in filter(Folder(source).has, BESIDE):
             shutil.copyfile(Folder(source).file(name), scratch / name)
         scratch.rename(folder)
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+        reason = error.__cause__ if isinstance(error, OutputError) else error  # without the scratch folder's name
+        raise OutputError(f"cannot write {folder}: {getattr(reason, 'strerror', None) or reason}") from error
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(scratch)

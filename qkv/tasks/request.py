@@ -1,10 +1,10 @@
 """What is asked of `draw`, checked: nothing is computed or allocated for a request that cannot be."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qkv.errors import InputError, shorten
 from qkv.sample.denoise import find
@@ -121,10 +121,19 @@ def _number(name: str, value: object, low: float, high: float) -> None:
         raise InputError(f"{name}={shorten(repr(value))} is not a number in {low:g}..{high:g}")
 
 
-def written_in(path: str | Path) -> tuple[dict[str, Any], Settings | None]:
-    """What to ask for so that the picture at `path` is drawn again: fields of Request, and our settings if it has them.
+class Again(NamedTuple):
+    """What a picture file says of how to draw it again."""
 
-    A picture of another tool gives what its `parameters` say; it cannot come out the same. Raises InputError.
+    asked: dict[str, Any]  # fields of Request
+    settings: Settings | None  # ours, if qkv drew it
+    warnings: tuple[str, ...] = ()  # what it says and cannot be honoured
+
+
+def written_in(path: str | Path) -> Again:
+    """What to ask for so that the picture at `path` is drawn again.
+
+    A picture of another tool gives what its `parameters` say; it cannot come out the same, and a warning says so.
+    Raises InputError.
     """
     settings, parameters = read(path)
     if settings is not None:
@@ -134,31 +143,50 @@ def written_in(path: str | Path) -> tuple[dict[str, Any], Settings | None]:
             "seeds": (settings.seed,),
         }
         same = ("model", "steps", "guidance", "sampler", "size", "eta", "device", "dtype")
-        return asked | {name: getattr(settings, name) for name in same}, settings
+        return Again(asked | {name: getattr(settings, name) for name in same}, settings)
     if parameters is None:
         raise InputError(f"{path} does not say how it was drawn; it has neither a `qkv` nor a `parameters` text")
-    return _foreign(parameters, path), None
+    return _foreign(parameters, path)
+
+
+def _pixels(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return int(width), int(height)
 
 
 _SAMPLERS = {" ".join(filter(None, names)): ours for ours, names in PUBLISHED_SAMPLERS.items()}
+_AUTOMATIC = {"DPM++ 2M": "Karras"}  # what the web UI's automatic schedule is, where it is not the plain one
+_READ: dict[str, tuple[str, Callable[[str], Any]]] = {  # the web UI's field: ours, and how it is read
+    "Seed": ("seeds", lambda text: (int(text),)),
+    "Steps": ("steps", int),
+    "CFG scale": ("guidance", float),
+    "Size": ("size", _pixels),
+}
+# Fields that change nothing here, the last two in one value only.
+_TELLING_NOTHING = {"Model hash": None, "Version": None, "Clip skip": "1", "RNG": "CPU"}
 
 
-def _foreign(parameters: Parameters, path: str | Path) -> dict[str, Any]:
-    fields = parameters.fields
+def _foreign(parameters: Parameters, path: str | Path) -> Again:
     asked: dict[str, Any] = {"prompts": (parameters.prompt,), "negatives": (parameters.negative,)}
-    try:
-        if sampler := fields.get("Sampler"):
-            known = _SAMPLERS.get(f"{sampler} {fields.get('Schedule type')}", _SAMPLERS.get(sampler))
-            asked["sampler"] = known or sampler  # an unknown one may be replaced before it is refused
-        if seed := fields.get("Seed"):
-            asked["seeds"] = (int(seed),)
-        if steps := fields.get("Steps"):
-            asked["steps"] = int(steps)
-        if guidance := fields.get("CFG scale"):
-            asked["guidance"] = float(guidance)
-        if size := fields.get("Size"):
-            width, _, height = size.partition("x")
-            asked["size"] = int(width), int(height)
-    except ValueError as error:
-        raise InputError(f"{path}: its `parameters` cannot be read: {shorten(str(error))}") from error
-    return asked
+    rest = dict(parameters.fields)
+    sampler, schedule = rest.pop("Sampler", ""), rest.pop("Schedule type", "")
+    if schedule == "Automatic":
+        schedule = _AUTOMATIC.get(sampler, "")
+    if sampler:
+        known = _SAMPLERS.get(f"{sampler} {schedule}")
+        if known is None and schedule:
+            rest["Schedule type"] = schedule
+        # An unknown one may be replaced before it is refused.
+        asked["sampler"] = known or _SAMPLERS.get(sampler, sampler)
+    readers = _READ | ({"Eta": ("eta", float)} if asked.get("sampler") == "ddim" else {})
+    for name, (ours, read_field) in readers.items():
+        if value := rest.pop(name, ""):
+            try:
+                asked[ours] = read_field(value)
+            except ValueError as error:
+                raise InputError(f"{path}: its `parameters` cannot be read: {name}: {shorten(value)}") from error
+    lost = [f"{name}: {value}" for name, value in rest.items() if _TELLING_NOTHING.get(name, "") not in (None, value)]
+    warning = f"another-tool: {path} was not drawn by qkv and cannot come out the same"
+    if lost:
+        warning += f"; not honoured: {shorten(', '.join(lost), 200)}"
+    return Again(asked, None, (warning,))

@@ -262,6 +262,8 @@ def load_latent_diffusion(
     CheckpointError or ConfigError says which part is missing, broken or of a kind that is not supported.
     """
     folder = Folder(path)
+    if not folder.has("model_index.json"):
+        raise CheckpointError(f"{path} has no model_index.json: it is no model that draws; name one of `qkv models`")
     index = folder.json("model_index.json")
     kind = index.get("_class_name")
     if kind not in PIPELINES:

@@ -276,7 +276,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     If the block raises, or the disk is full, what was at `path` stays and nothing is left beside it. OSError
     becomes OutputError.
     """
-    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.part")
+    # A name has at most 255 bytes, and a character up to 4 of them.
+    temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex}.part")
     try:
         try:
             with open(temporary, "xb") as file:
@@ -287,10 +288,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # else a power cut could undo the renaming
-        finally:
-            os.close(folder)
+        with contextlib.suppress(PermissionError):  # of a folder that may be written into, but not read
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # else a power cut could undo the renaming
+            finally:
+                os.close(folder)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

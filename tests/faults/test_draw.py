@@ -82,7 +82,7 @@ def crowded(folder: Path) -> None:
 
 
 BROKEN = {
-    "no index": (remove("model_index.json"), "model_index.json"),
+    "no index": (remove("model_index.json"), "no model that draws"),
     "index is no JSON": (write("model_index.json", b"{"), "JSON"),
     "index is nested": (write("model_index.json", b"[" * 200_000), "JSON"),
     "another pipeline": (edit("model_index.json", _class_name="FluxPipeline"), "FluxPipeline"),
@@ -106,6 +106,7 @@ BROKEN = {
     "code": (edit("unet/config.json", auto_map={"AutoModel": "evil.Model"}, trust_remote_code=True), None),
     "unknown blocks": (edit("unet/config.json", down_block_types=["os.system"]), "down_block_types"),
     "unknown scheduler": (edit("scheduler/scheduler_config.json", _class_name="os.system"), "unknown scheduler"),
+    "10^9 training steps": (edit("scheduler/scheduler_config.json", num_train_timesteps=10**9), "train_steps"),
     "parts do not fit": (edit("unet/config.json", cross_attention_dim=48), "fit"),
     "missing tensor": (tensors(conv_in_weight=None), "missing: enter.weight"),
     "NaN": (tensors(conv_out_weight=float("nan")), "NaN or infinity, first at leave"),

@@ -171,6 +171,8 @@ def test_what_cannot_be_is_refused_before_the_first_step() -> None:
         door("ddim", 5, config_of("flow_euler"))
     with pytest.raises(InputError, match="flow_euler does not work with a model that predicts epsilon; use ddpm"):
         door("flow_euler", 5, NoiseConfig())
+    with pytest.raises(InputError, match="predicts v; use ddpm, ddim, euler,"):  # no pndm, which could not start
+        door("flow_euler", 5, NoiseConfig(prediction="v", zero_terminal_snr=True))
     with pytest.raises(InputError, match="pndm cannot start from zero terminal SNR"):
         door("pndm", 5, NoiseConfig(prediction="v", zero_terminal_snr=True))
     with pytest.raises(InputError, match="more than the 50"):

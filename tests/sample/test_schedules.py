@@ -128,6 +128,7 @@ def test_the_configuration_knows_every_sampler() -> None:
     ("wrong", "message"),
     [
         ({"train_steps": 0}, "train_steps=0"),
+        ({"train_steps": 10**9}, "train_steps=1000000000"),
         ({"beta_start": 0.5, "beta_end": 0.1}, "beta_start=0.5"),
         ({"beta_end": 1.0}, "beta_end=1.0"),
         ({"beta_start": float("nan")}, "beta_start=nan"),
@@ -137,6 +138,7 @@ def test_the_configuration_knows_every_sampler() -> None:
         ({"spacing": "even"}, "unknown spacing"),
         ({"steps_offset": 1000}, "steps_offset=1000"),
         ({"shift": 0.0}, "shift=0.0"),
+        ({"shift": float("inf")}, "shift=inf"),
         ({"clip": -1.0}, "clip=-1.0"),
         ({"prediction": "flow"}, "flow needs flow_euler"),
         ({"sampler": "flow_euler"}, "flow needs flow_euler"),

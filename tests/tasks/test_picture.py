@@ -123,10 +123,52 @@ def test_every_sampler_of_another_tool_is_found(tmp_path: Path) -> None:
         text = PngImagePlugin.PngInfo()
         text.add_text("parameters", parameters(replace(SETTINGS, sampler=ours)))
         Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=text)
-        asked, settings = written_in(tmp_path / "a.png")
+        asked, settings, warnings = written_in(tmp_path / "a.png")
         assert settings is None
+        assert [warning.split(":")[0] for warning in warnings] == ["another-tool"]
         request = Request(**asked)
         assert (request.sampler, request.size, request.seeds, request.steps) == (ours, (64, 32), (965400086,), 20)
+
+
+def foreign(path: Path, line: str) -> Path:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", f"a cat\n{line}")
+    Image.new("RGB", (8, 8)).save(path, pnginfo=text)
+    return path
+
+
+FOREIGN = "Steps: 20, CFG scale: 7, Seed: 5, Size: 64x32, Model hash: 45dee52b, Version: v1.9.4"
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked", "lost"),
+    [
+        ("Sampler: Euler, Schedule type: Automatic, RNG: CPU, Clip skip: 1", {"sampler": "euler"}, None),
+        ("Sampler: DPM++ 2M, Schedule type: Automatic", {"sampler": "dpmpp_2m_karras"}, None),
+        ("Sampler: DPM++ 2M Karras", {"sampler": "dpmpp_2m_karras"}, None),
+        ("Sampler: Euler, Schedule type: Karras", {"sampler": "euler"}, "Schedule type: Karras"),
+        ("Sampler: DDIM, Eta: 0.5", {"sampler": "ddim", "eta": 0.5}, None),
+        ("Sampler: Euler a, Eta: 0.5", {"sampler": "euler_ancestral"}, "Eta: 0.5"),
+        ("Sampler: DDIM, Clip skip: 2, RNG: GPU", {"sampler": "ddim"}, "Clip skip: 2, RNG: GPU"),
+        ("Model: v1-5, Denoising strength: 0.5", {}, "Model: v1-5, Denoising strength: 0.5"),
+    ],
+)
+def test_what_another_tool_did_and_we_do_not_is_said(
+    tmp_path: Path, fields: str, asked: dict[str, object], lost: str | None
+) -> None:
+    found = written_in(foreign(tmp_path / "a.png", f"{FOREIGN}, {fields}"))
+    plain = {"prompts": ("a cat",), "negatives": ("",), "seeds": (5,), "steps": 20, "guidance": 7, "size": (64, 32)}
+    assert found.asked == plain | asked
+    (warning,) = found.warnings
+    assert warning.startswith(f"another-tool: {tmp_path / 'a.png'} was not drawn by qkv")
+    assert warning.partition("not honoured: ")[2] == (lost or "")
+
+
+@pytest.mark.parametrize("field", ["Steps: many", "Seed: 1.5", "CFG scale: x", "Size: 512", "Size: x"])
+def test_fields_that_cannot_be_read_are_named(tmp_path: Path, field: str) -> None:
+    path = foreign(tmp_path / "a.png", f"Sampler: Euler, Version: v1, Model hash: 1, {field}")
+    with pytest.raises(InputError, match=f"its `parameters` cannot be read: {field}"):
+        written_in(path)
 
 
 def test_saving_fails_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:

@@ -179,6 +179,15 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert os.listdir(tmp_path) == []
 
 
+def test_a_folder_that_may_be_written_but_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, flags: int) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "open", refuse)
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(3)})
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
 def test_a_folder_that_is_not_there_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         save_tensors(tmp_path / "no" / "a.safetensors", {"a": torch.zeros(3)})

@@ -133,10 +133,11 @@ def test_a_part_that_is_missing_is_named() -> None:
         [("a.{}", "x.{}"), ("b.{}", "x.{}")],
         [("a.{}", "x.{}"), ("a.0", "y")],
         [Row(("a",), "x", aliases=("y",)), ("b", "y")],
+        [("a.{}_{}", "b.{}.{}")],
     ],
 )
 def test_rows_that_cannot_be_reversed_are_refused(rows: list[Row | tuple[str, str]]) -> None:
-    with pytest.raises(ValueError, match=r"number of|hidden"):
+    with pytest.raises(ValueError, match=r"number of|hidden|two {}"):
         Table(rows)
 
 
