@@ -34,6 +34,7 @@ class Shipped:
 
 SHIPPED = {
     "emblem": Shipped("emblem", "pictures", "Apache-2.0", "draws emoji-like pictures of 128 x 128 from a text"),
+    "help-en-de": Shipped("help-en-de", "translation", "MPL-2.0", "translates software's English into German"),
 }
 
 

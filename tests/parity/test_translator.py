@@ -9,8 +9,10 @@ from transformers import MarianConfig, MarianMTModel, MarianTokenizer
 from qkv.core.cache import Cache
 from qkv.core.position import SinusoidalPosition, sinusoidal
 from qkv.models.translator import Translator
+from qkv.registry import resolve
 from qkv.sample.translation_beam import Search, search_texts
-from qkv.text.pieces import learn_pieces
+from qkv.tasks.translate import translate
+from qkv.text.pieces import FILES, learn_pieces, read_pieces
 from qkv.weights.folder import Folder
 from qkv.weights.load import export_weights
 from qkv.weights.marian import TABLE, load_translator, published_config, read_config, save_translator
@@ -183,3 +185,17 @@ def test_pieces_are_marian_s(tmp_path):
         assert pieces.encode(text) == theirs(text)["input_ids"], text
         assert pieces.encode(text, target=True) == theirs(text_target=text)["input_ids"], text
         assert pieces.decode(pieces.encode(text)) == theirs.decode(pieces.encode(text), skip_special_tokens=True)
+
+
+@pytest.mark.weights
+def test_the_shipped_translator_in_transformers_says_the_same() -> None:
+    """A fresh clone translates, and its folder is a `MarianMTModel`: the same tokens, beam by beam."""
+    folder = resolve("help-en-de")
+    pieces = read_pieces(*((folder / name).read_bytes() for name in FILES))
+    theirs = MarianMTModel.from_pretrained(folder, dtype=torch.float32).eval()
+    assert translate("Click the button to open the file.").text.startswith("Klicken Sie auf die Schaltfläche")
+    for text in ("The document could not be saved.", "Select the cells, and then choose Copy.", "Change Password"):
+        ids = torch.tensor([pieces.encode(text)])
+        with torch.no_grad():
+            said = theirs.generate(ids, num_beams=1, do_sample=False, max_length=60)[0].tolist()
+        assert translate(text, beams=1).text == pieces.decode([i for i in said if i != pieces.pad])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from qkv import registry
 from qkv.cli import main
 from qkv.cli.translate import Line, read
 from qkv.errors import CheckpointError, ConfigError, InputError, NotFoundError
@@ -115,7 +116,8 @@ def test_a_folder_that_names_no_language(folder, tmp_path):
         translate("Click.", model=tmp_path, to="de")
 
 
-def test_languages(folder, home):
+def test_languages(folder, home, monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "ASSETS", tmp_path / "none")  # as if none came with the package
     assert translate("Click.", model=folder, to="de").text
     with pytest.raises(InputError, match="'fr', but into de"):
         translate("Click.", model=folder, to="fr")
