@@ -28,6 +28,8 @@ def test_it_has_lines_for_everything_that_it_promises() -> None:
 def test_its_lines_run(scripted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path, capsys) -> None:
     scripted({"France?<|im_end|>\n<|im_start|>assistant\n": "Paris.", "(n):": "\n    return n"})
     monkeypatch.chdir(tmp_path)
+    for name in ("HF_HUB_OFFLINE", "NPM_CONFIG_OFFLINE"):  # --offline sets them for the process
+        monkeypatch.setenv(name, "1")
     monkeypatch.setattr(sys, "stdin", open("/dev/null"))  # noqa: SIM115
     (apple,) = draw("a red apple, 3d style", seed=1, steps=4)
     apple.image.save("photo.jpg")

@@ -1,8 +1,11 @@
 """The stack alone is a Llama, a BLOOM and a GPT-2 of transformers, with padding and with a cache."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import BloomConfig, BloomModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
+from transformers.models.llama import modeling_llama
 
 from qkv.core import stack as module
 from qkv.core.attention import rotate
@@ -76,6 +79,12 @@ GPT2 = Table(
     ],
     ["wte.weight", "wpe.weight"],
 )
+
+
+@pytest.fixture(autouse=True)
+def _exact(monkeypatch):
+    """Llama takes its norms in float32 even where it runs in float64."""
+    monkeypatch.setattr(modeling_llama, "torch", SimpleNamespace(**{**vars(torch), "float32": torch.float64}))
 
 
 def llama(parity):
