@@ -23,7 +23,7 @@ from qkv.data.captions import plain_caption
 from qkv.data.emblem import EmblemData
 from qkv.data.items import Item
 from qkv.errors import InputError
-from qkv.evaluate.metrics import Score
+from qkv.evaluate.metrics import Score, percent, plain
 from qkv.tasks.embed_clip import ClipEmbedder, load_clip_embedder
 from qkv.tasks.vectors import Vectors
 
@@ -79,7 +79,7 @@ def _row(
     ranks = rank(embedder, pictures, items, language)
     bases = [item.base for item in items]
     count = len(set(bases))
-    scores = {f"r{k}": _plain(clustered(ranks < k, bases)) for k in TOP}
+    scores = {f"r{k}": plain(clustered(ranks < k, bases)) for k in TOP}
     return {"pictures": len(items), "concepts": count, **scores, "chance": {f"r{k}": k / count for k in TOP}}
 
 
@@ -130,14 +130,10 @@ def table(result: Mapping[str, Any]) -> str:
         cells = [str(row["pictures"]), str(row["concepts"])]
         for k in TOP:
             score = row[f"r{k}"]
-            cells += [f"{100 * score['value']:.1f} ± {100 * score['noise']:.1f} %", f"{row['chance'][f'r{k}']:.1%}"]
+            cells += [percent(score), f"{row['chance'][f'r{k}']:.1%}"]
         lines.append(_line(title, cells))
     return "\n".join(lines) + "\n"
 
 
 def _line(title: str, cells: Sequence[str]) -> str:
     return (f"{title:<28}" + "".join(f"{cell:>15}" for cell in cells)).rstrip()
-
-
-def _plain(score: Score) -> dict[str, float]:
-    return {"value": round(score.value, 6), "noise": round(score.noise, 6)}

@@ -30,7 +30,7 @@ from qkv.data.raster import SIZE
 from qkv.data.splits import fraction
 from qkv.errors import InputError
 from qkv.evaluate import metrics
-from qkv.evaluate.metrics import Pictures, Score, copy_distance, jackknife, share, top_k, yellow_share
+from qkv.evaluate.metrics import Pictures, Score, copy_distance, jackknife, percent, plain, share, top_k, yellow_share
 from qkv.evaluate.nearest import Nearest
 from qkv.models.judge import Judge, ranks
 from qkv.registry import ASSETS
@@ -128,14 +128,14 @@ def run(
         "seed": seed,
         "samples": samples,
         "void": any(score.value < TRUSTED for score in trust.values()),
-        "judge": {split: _plain(score) for split, score in trust.items()},
+        "judge": {split: plain(score) for split, score in trust.items()},
         "sets": {name: court.examine(drawn[name], chosen[name], exam.k) for name, exam in EXAMS.items()},
         "languages": {
             code: court.examine(pictures, spoken, EXAMS["seen"].k, language=code)
             for code, pictures in {"en": in_english, **{code: drawn[code] for code in LANGUAGES}}.items()
         },
         "distances": court.distances(drawn["seen"], chosen["seen"]),
-        "copies": {"threshold": court.threshold, "found": _plain(court.found_copies(chosen["seen"]))},
+        "copies": {"threshold": court.threshold, "found": plain(court.found_copies(chosen["seen"]))},
         "yellow": yellow_cut(drawn["yellow"], drawn["not yellow"]),
     }
 
@@ -238,8 +238,8 @@ class Court:
         features = {name: picture_features(self.judge, group) for name, group in shown.items()}
         questions = [self.candidates.of(item) for item in items] * len(shown)
         found = ranks(self.judge, self.tokenizer, torch.cat(list(features.values())), questions)
-        scores = {name: _plain(top_k(part, k)) for name, part in zip(shown, found.chunk(len(shown)))}
-        copies = {name: _plain(self.copies(features[name], shown[name])) for name in ("drawn", "real")}
+        scores = {name: plain(top_k(part, k)) for name, part in zip(shown, found.chunk(len(shown)))}
+        copies = {name: plain(self.copies(features[name], shown[name])) for name in ("drawn", "real")}
         return {"count": len(items), "k": k, **scores, "chance": k / COUNT, "copies": copies}
 
     def nearest(self, items: Sequence[Item], language: str) -> list[Item]:
@@ -269,7 +269,7 @@ class Court:
         features = {name: picture_features(self.judge, group) for name, group in found.items()}
         return {
             measure.__name__.removesuffix("_distance"): {
-                name: _plain(jackknife(measure, group, target)) for name, group in features.items()
+                name: plain(jackknife(measure, group, target)) for name, group in features.items()
             }
             for measure in (metrics.kernel_distance, metrics.frechet_distance)
         }
@@ -280,12 +280,12 @@ def yellow_cut(without: Pictures, avoided: Pictures) -> dict[str, Any]:
     pairs = torch.stack((yellow_share(without), yellow_share(avoided)), dim=1)  # (N, 2)
     before, after = (jackknife(lambda x: float(x.mean()), column) for column in pairs.unbind(1))
     cut = jackknife(lambda x: 1 - float(x[:, 1].sum() / x[:, 0].sum().clamp(min=1e-12)), pairs)
-    return {"count": len(pairs), "without": _plain(before), "with": _plain(after), "cut": _plain(cut)}
+    return {"count": len(pairs), "without": plain(before), "with": plain(after), "cut": plain(cut)}
 
 
 def table(result: dict[str, Any]) -> str:
     """The figures for people: shares in percent, each with its standard error."""
-    judged = ", ".join(f"{split} {_percent(score)}" for split, score in result["judge"].items())
+    judged = ", ".join(f"{split} {percent(score)}" for split, score in result["judge"].items())
     lines = [f"The judge on real pictures it never saw, top-1 of {COUNT}: {judged}; {TRUSTED:.0%} is needed."]
     if result["void"]:
         lines.insert(0, "VOID: the judge fails on real pictures that it never saw. None of these figures counts.")
@@ -295,8 +295,8 @@ def table(result: dict[str, Any]) -> str:
     rows += [(f"seen concepts, asked in {code}", row) for code, row in result["languages"].items()]
     for title, row in rows:
         ratio = row["drawn"]["value"] / max(row["real"]["value"], 1e-12)
-        scores = [_percent(row["drawn"]), f"{ratio:.0%}", _percent(row["real"]), _percent(row["copying"])]
-        copies = [_percent(row["copies"]["drawn"]), _percent(row["copies"]["real"])]
+        scores = [percent(row["drawn"]), f"{ratio:.0%}", percent(row["real"]), percent(row["copying"])]
+        copies = [percent(row["copies"]["drawn"]), percent(row["copies"]["real"])]
         lines.append(_row(f"{title} ({row['count']}, top-{row['k']})", (*scores, f"{row['chance']:.0%}", *copies)))
     lines += ["", _row("distance of seen concepts from real ones", ("drawn", "", "real"))]
     for name, row in result["distances"].items():
@@ -304,10 +304,10 @@ def table(result: dict[str, Any]) -> str:
     yellow, copies = result["yellow"], result["copies"]
     lines += [
         "",
-        f"yellow pixels over {yellow['count']} prompts: {_percent(yellow['without'])}, with the negative prompt "
-        f"{_percent(yellow['with'])}: cut by {_percent(yellow['cut'])}",
+        f"yellow pixels over {yellow['count']} prompts: {percent(yellow['without'])}, with the negative prompt "
+        f"{percent(yellow['with'])}: cut by {percent(yellow['cut'])}",
         f"a copy lies within {copies['threshold']:.3f} of a training picture; "
-        f"{_percent(copies['found'])} of training pictures that were moved by a pixel and blurred count as copies",
+        f"{percent(copies['found'])} of training pictures that were moved by a pixel and blurred count as copies",
     ]
     return "\n".join(lines) + "\n"
 
@@ -316,16 +316,8 @@ def _row(title: str, cells: Sequence[str]) -> str:
     return (f"{title:<44}" + "".join(f"{cell:>15}" for cell in cells)).rstrip()
 
 
-def _percent(score: Mapping[str, float]) -> str:
-    return f"{100 * score['value']:.1f} ± {100 * score['noise']:.1f} %"
-
-
 def _number(score: Mapping[str, float]) -> str:
     return f"{score['value']:.3g} ± {score['noise']:.1g}"
-
-
-def _plain(score: Score) -> dict[str, float]:
-    return {"value": round(score.value, 6), "noise": round(score.noise, 6)}
 
 
 def _drawer(model: str) -> Draw:

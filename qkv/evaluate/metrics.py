@@ -4,7 +4,7 @@ Kernel distance: 1801.01401, section 4.1, equation 4. Frechet distance: 1706.085
 Both compare features of the judge here, not of Inception, so their values compare with each other only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,16 @@ class Score(NamedTuple):
 
     value: float
     noise: float
+
+
+def plain(score: Score) -> dict[str, float]:
+    """For JSON."""
+    return {"value": round(score.value, 6), "noise": round(score.noise, 6)}
+
+
+def percent(score: Mapping[str, float]) -> str:
+    """A plain share for people, with its standard error."""
+    return f"{100 * score['value']:.1f} ± {100 * score['noise']:.1f} %"
 
 
 def share(hits: Tensor) -> Score:

@@ -26,6 +26,7 @@ from qkv.models.clip import CLIP
 from qkv.models.preprocess import Preprocess
 from qkv.tasks.embed import stamp
 from qkv.tasks.picture_files import to_rgb
+from qkv.tasks.vectors import Vectors
 from qkv.text.tokenizer import Tokenizer
 from qkv.weights import open_clip
 from qkv.weights.clip import load_clip
@@ -33,7 +34,6 @@ from qkv.weights.folder import Folder
 from qkv.weights.preprocess import read_preprocess
 from qkv.weights.pull import find
 
-Vectors = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.float32]  # (3, Y, X), as the picture tower reads them
 
 SHIPPED, TEXTS = registry.ASSETS / "clip", registry.ASSETS / "emblem"
@@ -93,20 +93,14 @@ class ClipEmbedder:
         for start in range(0, len(texts), TEXT_BATCH):
             rows = [self.tokenizer.encode(text) for text in texts[start : start + TEXT_BATCH]]
             cut += sum(len(row) > self._room for row in rows)
-            ids = self._stack(rows).to(self._parameter.device)  # (B, T)
+            ids = torch.from_numpy(self.tokenizer.rows(rows, self.clip.text.config.context))  # (B, T)
+            ids = ids.to(self._parameter.device)
             made.append(self.clip.text.embed(ids).float().cpu().numpy())
         return Read(_normed(np.concatenate(made)), cut)
 
     @property
     def _room(self) -> int:
         return self.clip.text.config.context - 2  # beside start and end
-
-    def _stack(self, rows: Sequence[list[int]]) -> torch.Tensor:
-        """Each between its ends, padded to the longest: the tower is causal, so what follows an end does not matter."""
-        t = self.tokenizer
-        ids = [[t.start, *row[: self._room], t.end] for row in rows]
-        width = max(map(len, ids))
-        return torch.tensor([row + [t.padding] * (width - len(row)) for row in ids])
 
     def warnings(self, cut: int) -> tuple[str, ...]:
         """What a user should hear about texts that were cut."""

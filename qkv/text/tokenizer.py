@@ -137,6 +137,15 @@ class Tokenizer:
         ids: list[int] = self._encoder.encode(valid_text(text), add_special_tokens=False).ids
         return ids
 
+    def rows(self, texts: Iterable[Sequence[int]], longest: int) -> npt.NDArray[np.int64]:
+        """Each text's tokens between start and end, at most `longest` in all, padded to the longest of them (B, T).
+
+        For causal towers that are read at the end token: what follows it does not matter.
+        """
+        ids = [[self.start, *text[: longest - 2], self.end] for text in texts]
+        width = max(map(len, ids))
+        return np.array([row + [self.padding] * (width - len(row)) for row in ids])
+
     def chunks(self, segments: Iterable[Segment], context: int = CONTEXT) -> Prompt:
         """A weighted prompt as chunks of `context` positions; nothing of it is dropped.
 

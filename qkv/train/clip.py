@@ -152,10 +152,8 @@ class Batches:
 
 
 def pack(tokenizer: Tokenizer, texts: list[str], longest: int) -> Tensor:
-    """Texts as ids (B, T): start, at most `longest` - 2 tokens, end, padding up to the longest of them."""
-    ids = [[tokenizer.start, *tokenizer.encode(text)[: longest - 2], tokenizer.end] for text in texts]
-    width = max(map(len, ids))
-    return torch.tensor([row + [tokenizer.padding] * (width - len(row)) for row in ids])
+    """Texts as token ids (B, T), each of at most `longest` with its start and end."""
+    return torch.from_numpy(tokenizer.rows(map(tokenizer.encode, texts), longest))
 
 
 def learn_tokenizer(items: list[Item], glosses: list[tuple[str, str]], vocab: int) -> Tokenizer:

@@ -145,15 +145,17 @@ def train(recipe: Recipe, context: Context) -> Result[Translator]:
     torch.manual_seed(recipe.fit.seed)
     translator = Translator(config).to(context.device)
 
-    def validate(translator: Translator, step: int) -> dict[str, float]:
+    def bleu(translator: Translator) -> float:
         unseen = pairs["val"][: recipe.validation]
         said = translate(translator, pieces, [pair.source for pair in unseen], search)
-        bleu = score(said, [pair.target for pair in unseen], tokenised=recipe.text != "plain").bleu
+        return score(said, [pair.target for pair in unseen], tokenised=recipe.text != "plain").bleu
+
+    def validate(translator: Translator, step: int) -> dict[str, float]:
         gain = source_gain(translator, held_out)
         if gain < UNREAD and step > recipe.fit.optim.warmup and context.progress:
             told = f"warning: step {step}: the source makes a difference of {gain:.2g} nats a token; it is not read: "
             print(f"{told}train anew with a lower fit.optim.lr, or with model.norm_first", file=sys.stderr)
-        return {"bleu": bleu} | ({} if math.isnan(gain) else {"source": gain})
+        return {"bleu": bleu(translator)} | ({} if math.isnan(gain) else {"source": gain})
 
     def samples(translator: Translator, step: int) -> str:
         shown = pairs["val"][:10]
@@ -177,8 +179,7 @@ def train(recipe: Recipe, context: Context) -> Result[Translator]:
     )
     if recipe.average > 1:
         result.model.load_state_dict(mean_weights(context.folder, recipe.average))
-        final = validate(result.model, result.steps)["bleu"]
-        write_file(context.folder / "average.json", json.dumps({"bleu": final}).encode())
+        write_file(context.folder / "average.json", json.dumps({"bleu": bleu(result.model)}).encode())
     export(result.model, pieces, recipe, context.folder / "model")
     return result
 
