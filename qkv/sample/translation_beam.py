@@ -9,11 +9,11 @@ finished ones.
 sample/beam.py is the same search for one prompt at a time over a text engine, which shares pages of a paged cache and
 asks through callbacks; here hundreds of short texts go through the decoder together, as tensors. The cache holds the
 tokens of all beams and is never reordered: which of them belong to a beam is a mask, so a beam that goes on from
-another costs a row of booleans. Texts that are done leave the batch.
+another costs a row of booleans. Texts that are done leave the batch, an eighth of it at a time.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from qkv.core.cache import Cache
 from qkv.errors import InputError
+from qkv.models.packed import PackedLinear, can_pack_head
 from qkv.models.translator import Translator
 
 NEVER = -1e9  # a score that no text has
@@ -59,39 +60,45 @@ class Found(NamedTuple):
     score: float
 
 
+Choice = tuple[Tensor, Tensor]  # (..., C) log-probabilities of the likeliest next tokens, and these tokens
+
+
 @torch.inference_mode()
-def search_batch(model: Translator, source: Tensor, mask: Tensor, search: Search) -> Iterator[tuple[int, list[Found]]]:
+def search_batch(
+    model: Translator, source: Tensor, mask: Tensor, search: Search, choose: Callable[[Tensor], Choice]
+) -> Iterator[tuple[int, list[Found]]]:
     """The numbers of the texts of source (B, S), each with its `beams` best translations, as soon as it is done.
 
-    `mask` (B, S) is True at tokens.
+    `mask` (B, S) is True at tokens; `choose` is `chooser`'s.
     """
     config, N = model.config, search.beams
     longest = search.max_tokens or 2 * int(mask.sum(1).max()) + 50
     longest = min(longest, config.context)
     read = model.remember(model.encode(source, mask))
     cache = Cache(config.decoder.layers, longest * N)
-    B, device = len(source), source.device
-    beams = _Beams(B, N, config.start, device)
+    beams = _Beams(len(source), N, config.start, source.device)
     for length in range(1, longest + 1):
         tokens = beams.tokens[..., -1]  # (B, N)
         states = model.grow(tokens, read, position=length - 1, seen=beams.seen, cache=cache)
-        logprobs = model.logits(states).float().log_softmax(-1)  # (B, N, V)
-        logprobs[..., list(search.banned)] = -math.inf
+        choice = choose(states) if length < longest else _only(config.end, states)
+        beams.advance(*choice, config.end, search, length)
         if length == longest:
-            logprobs[:] = -math.inf
-            logprobs[..., config.end] = 0.0
-        done = beams.advance(logprobs, config.end, search, length)
-        if length == longest:
-            done[:] = True
-        if done.any():
-            for row in done.nonzero().flatten().tolist():
-                yield beams.result(row)
-            rows = (~done).nonzero().flatten()
+            beams.done[:] = True
+        done = int(beams.done.sum())
+        if done == len(beams.done) or done * 8 >= len(beams.done):
+            yield from beams.results()
+            rows = (~beams.done).nonzero().flatten()
             if not len(rows):
                 return
             beams.keep(rows)
             cache.keep(rows)
             read = read.keep(rows)
+
+
+def _only(end: int, states: Tensor) -> Choice:
+    """The end as the one thing that may follow."""
+    sure = states.new_zeros((*states.shape[:-1], 1), dtype=torch.float32)
+    return sure, torch.full_like(sure, end, dtype=torch.long)
 
 
 class _Beams:
@@ -104,34 +111,68 @@ class _Beams:
         self.logprob[:, 0] = 0.0  # all are the same as yet: one goes on
         self.seen = torch.eye(N, dtype=torch.bool, device=device).repeat(B, 1, 1)  # (B, N, T * N)
         self.finished: list[list[Found]] = [[] for _ in range(B)]
+        self.done = torch.zeros(B, dtype=torch.bool, device=device)
 
-    def advance(self, logprobs: Tensor, end: int, search: Search, length: int) -> Tensor:
-        """Goes on by a token, `logprobs` (B, N, V) of which are given; True (B,) for the texts that are done."""
-        B, N, V = logprobs.shape
-        top, place = likeliest(logprobs.add_(self.logprob[..., None]).flatten(1), 2 * N)  # (B, 2N)
-        parent, token = place // V, place % V
+    def advance(self, logprobs: Tensor, tokens: Tensor, end: int, search: Search, length: int) -> None:
+        """Goes on by one of the `tokens` (B, N, C), whose `logprobs` are given."""
+        N, C = tokens.shape[1:]
+        total = (logprobs + self.logprob[..., None]).flatten(1)  # (B, N * C)
+        top, place = total.topk(min(2 * N, N * C))
+        parent, token = place // C, tokens.flatten(1).gather(1, place)
         ended = token == end
-        for row, candidate in (ended[:, :N] & (top[:, :N] > NEVER / 2)).nonzero().tolist():
+        for row, candidate in (ended[:, :N] & (top[:, :N] > NEVER / 2) & ~self.done[:, None]).nonzero().tolist():
             ids = [*self.tokens[row, parent[row, candidate], 1:].tolist(), end]
             self.finished[row].append(Found(ids, float(top[row, candidate]) / search.divisor(length)))
             self.finished[row] = sorted(self.finished[row], key=lambda found: -found.score)[:N]
-        chosen = top.masked_fill(ended, -math.inf).topk(N).indices  # (B, N) among the 2N
+        chosen = top.masked_fill(ended, -math.inf).topk(N).indices  # (B, N) among the candidates
         self.logprob, parent, token = (x.gather(1, chosen) for x in (top, parent, token))
         before = self.tokens.gather(1, parent[..., None].expand(-1, -1, self.tokens.shape[-1]))
         self.tokens = torch.cat((before, token[..., None]), dim=-1)
         seen = self.seen.gather(1, parent[..., None].expand(-1, -1, self.seen.shape[-1]))
-        self.seen = torch.cat((seen, torch.eye(N, dtype=torch.bool, device=seen.device).expand(B, N, N)), dim=-1)
+        own = torch.eye(N, dtype=torch.bool, device=seen.device).expand(len(seen), N, N)
+        self.seen = torch.cat((seen, own), dim=-1)
         worst = [found[-1].score if len(found) == N else NEVER for found in self.finished]
         best = self.logprob.amax(1) / search.divisor(length)
-        return best <= torch.tensor(worst, device=best.device)
+        self.done |= best <= torch.tensor(worst, device=best.device)
 
-    def result(self, row: int) -> tuple[int, list[Found]]:
-        return int(self.number[row]), self.finished[row]
+    def results(self) -> Iterator[tuple[int, list[Found]]]:
+        """Of the texts that are done."""
+        for row in self.done.nonzero().flatten().tolist():
+            yield int(self.number[row]), self.finished[row]
 
     def keep(self, rows: Tensor) -> None:
         self.number = self.number[rows.cpu()]
         self.tokens, self.logprob, self.seen = self.tokens[rows], self.logprob[rows], self.seen[rows]
         self.finished = [self.finished[row] for row in rows.tolist()]
+        self.done = self.done[rows]
+
+
+CHUNK = 1 << 20  # logits at once: these stay in the processor's cache
+
+
+def chooser(model: Translator, search: Search) -> Callable[[Tensor], Choice]:
+    """From states (B, N, D) to the 2N tokens that are the likeliest after each, N the number of beams.
+
+    No product is wider than the one with the vocabulary, so on a CPU its weights are laid out once for all steps.
+    """
+    weight, bias = model.token.weight, model.bias.to(model.token.weight.dtype)
+    narrowed = torch.is_autocast_enabled(weight.device.type)
+    packed = not narrowed and can_pack_head(weight.device, weight.dtype)
+    head = PackedLinear(weight, bias) if packed else model.logits
+    rows, count = max(1, CHUNK // len(weight)), min(2 * search.beams, len(weight))
+
+    def choose(states: Tensor) -> Choice:
+        best, tokens = [], []
+        for some in states.flatten(0, 1).split(rows):
+            logprobs = head(some).float().log_softmax(-1)
+            logprobs[:, list(search.banned)] = -math.inf
+            found = likeliest(logprobs, count)
+            best.append(found[0])
+            tokens.append(found[1])
+        shape = (*states.shape[:-1], count)
+        return torch.cat(best).view(shape), torch.cat(tokens).view(shape)
+
+    return choose
 
 
 BLOCK = 64
@@ -159,6 +200,7 @@ def search_texts(
     """The translations of texts (ids with their end), the number of each before it, in batches of texts of about one
     length: at most `tokens` of them, padding and beams counted."""
     device = model.token.weight.device
+    choose = chooser(model, search)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     start = 0
     while start < len(order):
@@ -168,6 +210,6 @@ def search_texts(
         for row, i in enumerate(rows):
             source[row, : len(texts[i])] = torch.tensor(texts[i])
         mask = torch.arange(width) < torch.tensor([len(texts[i]) for i in rows])[:, None]
-        for row, found in search_batch(model, source.to(device), mask.to(device), search):
+        for row, found in search_batch(model, source.to(device), mask.to(device), search, choose):
             yield rows[row], found
         start += len(rows)

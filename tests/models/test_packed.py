@@ -29,7 +29,7 @@ def test_linear(shape, bias):
     plain = nn.Linear(24, 40, bias=bias).bfloat16()
     x = torch.randn(shape, dtype=torch.bfloat16)
     with torch.no_grad():
-        assert gap(PackedLinear(plain)(x), plain(x)) <= ROUNDING
+        assert gap(PackedLinear(plain.weight, plain.bias)(x), plain(x)) <= ROUNDING
 
 
 @needs_bfloat16
