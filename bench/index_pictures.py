@@ -44,7 +44,7 @@ def write_pictures(folder: Path, count: int) -> int:
 def search(folder: Path, home: Path, options: list[str], stop_at: int | None = None) -> dict[str, Any]:
     """One run with a terminal for its stderr; Ctrl-C as soon as `stop_at` pictures are kept."""
     terminal, theirs = pty.openpty()
-    command = [sys.executable, "-m", "qkv.cli", "search", "something sweet", str(folder), "--json", *options]
+    command = [sys.executable, "-m", "qkv", "search", "something sweet", str(folder), "--json", *options]
     environment = os.environ | {"QKV_HOME": str(home), "COLUMNS": "100", "TERM": "xterm"}
     start = time.perf_counter()
     running = subprocess.Popen(

@@ -306,7 +306,7 @@ def test_every_verb_takes_the_shared_options(qkv: Callable[..., Ran], verb: str)
 
 
 def process(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "qkv.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "qkv", *map(str, arguments)]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background of a shell ignores it
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, preexec_fn=heard, **pipes, **options)
@@ -357,7 +357,7 @@ def test_a_reader_that_has_seen_enough(tiny: Path, tmp_path: Path) -> None:
 def test_a_full_disk_behind_stdout(tiny: Path, tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         ran = subprocess.run(
-            [sys.executable, "-m", "qkv.cli", "data", "emblem", "--notice"],
+            [sys.executable, "-m", "qkv", "data", "emblem", "--notice"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -200,7 +200,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(folder: Path, *arguments: str, **options: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "qkv.cli", "complete", "abc", "--model", str(folder), "--temperature", "1"]
+    command = [sys.executable, "-m", "qkv", "complete", "abc", "--model", str(folder), "--temperature", "1"]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background of a shell ignores it
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([*command, *arguments], preexec_fn=heard, **pipes, **options)

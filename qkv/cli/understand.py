@@ -5,6 +5,7 @@ Results on stdout, everything else on stderr.
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -84,15 +85,20 @@ def embed(
 def _given(texts: list[str]) -> list[str]:
     """The arguments, or the lines of the file that is the only one. InputError."""
     if texts == ["-"]:
-        found = [line.removesuffix("\r") for line in _piped().split("\n") if line.strip()]
+        lines = [line.removesuffix("\r") for line in _piped().removesuffix("\n").split("\n")]
     elif len(texts) == 1 and (file := named_file(texts[0])):
         from qkv.tasks.passages import read_lines
 
-        found = read_lines(file)
+        lines = read_lines(file)
     else:
+        if files := [text for text in texts if os.path.splitext(text)[1] and os.path.isfile(text)]:
+            raise InputError(f"{files[0]} is a file among others; give it alone, or pipe them: cat FILES | qkv embed -")
         return texts
+    found = [line for line in lines if line.strip()]
     if not found:
         raise InputError("there is no text in it; give a file with a text on each line")
+    if len(found) < len(lines):
+        warn((f"{len(lines) - len(found)} of {len(lines)} lines are empty and have no vector",))
     return found
 
 

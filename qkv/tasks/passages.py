@@ -48,7 +48,7 @@ def read_passages(place: Path) -> Iterator[Passage | Skipped]:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The texts of a file, one a line, or the `text` of each line of a JSON-lines file; empty lines are left out.
+    """The lines of a file, the empty ones too; of a JSON-lines file the `text` of each that has one.
 
     InputError if it is no text.
     """
@@ -56,7 +56,7 @@ def read_lines(file: Path) -> list[str]:
     if isinstance(found, Skipped):
         raise InputError(f"cannot read {file}: {found.reason}")
     if file.suffix not in JSON_LINES:
-        return [line.removesuffix("\r") for line in found if line.strip()]
+        return [line.removesuffix("\r") for line in found]
     texts = []
     for passage in _read(file):
         if isinstance(passage, Skipped):
@@ -122,7 +122,7 @@ def _text(file: Path) -> list[str] | Skipped:
     if b"\0" in data[:8192]:
         return Skipped(file, "it is binary, not text")
     try:
-        return data.decode("utf-8-sig").split("\n")
+        return data.decode("utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         return Skipped(file, f"it is not UTF-8 text: byte {error.start}")
 

@@ -208,7 +208,7 @@ def test_one_line_and_2(arguments, message, folder, tmp_path):
     (tmp_path / "empty").write_bytes(b"\n\n")
     paths = {"binary": tmp_path / "binary", "empty": tmp_path / "empty", "folder": tmp_path}
     given = [word.format(**paths) for word in arguments]
-    command = [sys.executable, "-m", "qkv.cli", *given, "--model", folder]
+    command = [sys.executable, "-m", "qkv", *given, "--model", folder]
     done = subprocess.run(command, input="a\0b", capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -110,13 +110,14 @@ def test_the_model_stays_in_memory_until_its_files_change(tiny_bert):
 
 
 def run(*arguments, **options):
-    return subprocess.run([sys.executable, "-m", "qkv.cli", *arguments], capture_output=True, **options)
+    return subprocess.run([sys.executable, "-m", "qkv", *arguments], capture_output=True, **options)
 
 
 def test_the_command(folder, tmp_path):
     (tmp_path / "texts").write_text("a dog\n\na red cat\n", encoding="utf-8")
     done = run("embed", str(tmp_path / "texts"), "--model", str(folder), "--dtype", "float32")
     assert done.returncode == 0, done.stderr
+    assert b"warning: 1 of 3 lines are empty and have no vector" in done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["text"] for row in rows] == ["a dog", "a red cat"]
     expected = embed(["a dog", "a red cat"], model=folder, dtype="float32")
@@ -127,6 +128,13 @@ def test_the_command(folder, tmp_path):
     done = run("embed", "-", *options, input=b"a dog\na red cat\n")
     assert json.loads(done.stdout) == {"output": str(array), "texts": 2, "dim": 32}
     np.testing.assert_allclose(np.load(array), expected, atol=1e-6)
+
+
+def test_a_file_among_texts_is_not_a_text(folder, tmp_path):
+    (tmp_path / "a.txt").write_text("a dog\n")
+    done = run("embed", "a cat", str(tmp_path / "a.txt"), "--model", str(folder))
+    assert done.returncode == 2
+    assert b"a.txt is a file among others; give it alone" in done.stderr
 
 
 def test_the_package_has_it():

@@ -83,7 +83,7 @@ def test_a_model_without_the_head(tiny_bert):
 
 
 def test_the_command(folder):
-    command = [sys.executable, "-m", "qkv.cli", "fill", "-", "--model", folder, "-k", "3", "--json"]
+    command = [sys.executable, "-m", "qkv", "fill", "-", "--model", folder, "-k", "3", "--json"]
     done = subprocess.run(command, input=b"a [MASK]\n", capture_output=True)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]

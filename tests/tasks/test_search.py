@@ -90,7 +90,7 @@ def test_lines_of_a_file(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\n two\n")
     (tmp_path / "b.jsonl").write_text('"one"\n{"text": "two"}\n')
     (tmp_path / "c.jsonl").write_text('"one"\n{}\n')
-    assert read_lines(tmp_path / "a.txt") == ["one", " two"]
+    assert read_lines(tmp_path / "a.txt") == ["one", "", " two"]
     assert read_lines(tmp_path / "b.jsonl") == ["one", "two"]
     with pytest.raises(InputError, match='line 2 has no "text"'):
         read_lines(tmp_path / "c.jsonl")
@@ -217,7 +217,7 @@ def test_a_store_that_is_broken(folder, model, home):
 
 def test_the_command(folder, model, home):
     (folder / "bytes.bin").write_bytes(b"\0")
-    command = [sys.executable, "-m", "qkv.cli", "search", "a red fish", folder, "--model", model, "-k", "2", "--json"]
+    command = [sys.executable, "-m", "qkv", "search", "a red fish", folder, "--model", model, "-k", "2", "--json"]
     done = subprocess.run([*command, "--dtype", "float32"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "qkv: skipped" in done.stderr
@@ -232,7 +232,7 @@ def test_the_command(folder, model, home):
 
 def test_names_of_files_that_are_no_unicode(folder, model, home):
     (folder / "one.txt").rename(folder / "one\udcff.txt")
-    command = [sys.executable, "-m", "qkv.cli", "search", "a red fish", folder, "--model", model]
+    command = [sys.executable, "-m", "qkv", "search", "a red fish", folder, "--model", model]
     strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(command, capture_output=True, text=True, env=strict)
     assert (done.returncode, done.stderr) == (0, "")

@@ -157,7 +157,7 @@ def test_places_without_pictures(tmp_path, tiny_clip, home):
 
 def test_the_command(folder, tiny_clip, home, tmp_path):
     (folder / "bad.jpg").write_bytes(b"\xff\xd8\xff")
-    command = [sys.executable, "-m", "qkv.cli", "search", "a red fish", folder, "--model", tiny_clip, "-k", "3"]
+    command = [sys.executable, "-m", "qkv", "search", "a red fish", folder, "--model", tiny_clip, "-k", "3"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     sheet, *ranked = ran.stdout.splitlines()
@@ -174,7 +174,7 @@ def test_ctrl_c_loses_next_to_nothing(tiny_clip, home, tmp_path):
     place.mkdir()
     for number in range(count):
         Image.new("RGB", (64, 64), (number % 256, number // 256, 0)).save(place / f"{number:04}.png", compress_level=1)
-    command = [sys.executable, "-m", "qkv.cli", "search", "a dog", place, "--model", tiny_clip, "--json"]
+    command = [sys.executable, "-m", "qkv", "search", "a dog", place, "--model", tiny_clip, "--json"]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background of a shell ignores it
     running = subprocess.Popen(
         command, cwd=tmp_path, preexec_fn=heard, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

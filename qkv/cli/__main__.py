@@ -1,5 +1,0 @@
-"""`python -m qkv.cli`: the command line where the `qkv` script is not on the path."""
-
-from qkv.cli import main
-
-main()
