@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 
 from qkv import cli
@@ -114,6 +115,19 @@ def test_replay_says_that_the_model_is_another(
     ran = qkv("draw", "--replay", "a.png", "--model", other, "-o", "b.png")
     assert ran.code == 0
     assert "qkv: warning: model-changed:" in ran.err
+
+
+def test_replay_says_that_the_versions_are_others(quick: Callable[..., Ran], qkv: Callable[..., Ran]) -> None:
+    quick("a dog", "-o", "a.png")
+    with Image.open("a.png") as image:
+        said = PngImagePlugin.PngInfo()
+        for name, text in image.text.items():  # type: ignore[attr-defined]
+            said.add_text(name, text.replace(torch.__version__, "1.0"))
+        image.save("old.png", pnginfo=said)
+    assert "versions-changed" not in qkv("draw", "--replay", "a.png", "-o", "b.png").err
+    ran = qkv("draw", "--replay", "old.png", "-o", "b.png")
+    assert ran.code == 0
+    assert "versions-changed: old.png was drawn by qkv 0.1.0 and torch 1.0; its last bits may differ" in ran.err
 
 
 def test_replay_of_another_tools_picture(quick: Callable[..., Ran]) -> None:

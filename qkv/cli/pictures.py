@@ -15,7 +15,7 @@ from qkv.errors import InputError, OutputError, shorten
 
 if TYPE_CHECKING:
     from qkv.tasks.draw import Progress
-    from qkv.tasks.picture import Picture
+    from qkv.tasks.picture import Picture, Settings
 
 SHEET = ".attention.png"  # the end of a heat map's name, which is its picture's otherwise
 
@@ -70,8 +70,8 @@ def draw(
     with threads(before.threads if before and shared.threads is None else shared.threads):
         for number, picture in enumerate(_shown(drawing(request))):
             warnings = [*lost, *picture.warnings]
-            if before and before.fingerprint != picture.settings.fingerprint:
-                warnings.append(f"model-changed: {picture.settings.model} is not the model that drew {replay}")
+            if before:
+                warnings += changed(before, picture.settings, replay)
             for warning in dict.fromkeys(warnings):
                 if warning not in said:
                     print(f"qkv: warning: {warning}", file=sys.stderr)
@@ -86,6 +86,17 @@ def draw(
                 result["attention"] = str(sheet)
                 text += f"\n{sheet}"
             shared.say(text, result | {"seconds": round(picture.seconds, 3)})
+
+
+def changed(before: "Settings", now: "Settings", replay: Path | None) -> list[str]:
+    """Why the picture drawn again may differ, its options aside."""
+    found = []
+    if before.fingerprint != now.fingerprint:
+        found.append(f"model-changed: {now.model} is not the model that drew {replay}")
+    if before.versions != now.versions:
+        was = " and ".join(map(" ".join, before.versions.items()))
+        found.append(f"versions-changed: {replay} was drawn by {shorten(was)}; its last bits may differ")
+    return found
 
 
 class Place:

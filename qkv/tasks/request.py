@@ -24,7 +24,8 @@ class Request:
     """A wish for pictures: `count` of every prompt, in order. None stands for the model's own default.
 
     `negatives` holds one text for all prompts or one each; `seeds` none (they are chosen), the first picture's (each
-    next one has one more), or one for each picture. `size` is width and height. Raises InputError, NotFoundError.
+    next one has one more), or one for each picture. `size` is width and height. `sampler` may be called as the web UI
+    calls it ("Euler a"). Raises InputError, NotFoundError.
     """
 
     prompts: tuple[str, ...]
@@ -65,6 +66,7 @@ class Request:
             _number("guidance", self.guidance, 0.0, MAX_GUIDANCE)
         _number("eta", self.eta, 0.0, 1.0)
         if self.sampler is not None:
+            object.__setattr__(self, "sampler", _SAMPLERS.get(self.sampler, self.sampler))
             find(self.sampler)
         if self.size is not None:
             check_size(self.size, SIZE_UNIT)
@@ -176,8 +178,9 @@ def _foreign(parameters: Parameters, path: str | Path) -> Again:
         known = _SAMPLERS.get(f"{sampler} {schedule}")
         if known is None and schedule:
             rest["Schedule type"] = schedule
-        # An unknown one may be replaced before it is refused.
-        asked["sampler"] = known or _SAMPLERS.get(sampler, sampler)
+        asked["sampler"] = known or _SAMPLERS.get(
+            sampler, sampler
+        )  # an unknown one may be replaced before it is refused
     readers = _READ | ({"Eta": ("eta", float)} if asked.get("sampler") == "ddim" else {})
     for name, (ours, read_field) in readers.items():
         if value := rest.pop(name, ""):

@@ -209,6 +209,11 @@ def test_unknown_names(draw) -> None:
         draw(model="emblen")
 
 
+def test_a_sampler_by_the_web_uis_name(draw) -> None:
+    assert draw(sampler="Euler a")[0].settings.sampler == "euler_ancestral"
+    assert draw(sampler="DPM++ 2M Karras", model="emblem")[0].settings.sampler == "dpmpp_2m_karras"
+
+
 def changed(tiny: Path, folder: Path, file: str, **scale: float) -> Path:
     """A copy of the model with the named tensors multiplied."""
     copy = folder / "changed"
