@@ -178,9 +178,8 @@ def _foreign(parameters: Parameters, path: str | Path) -> Again:
         known = _SAMPLERS.get(f"{sampler} {schedule}")
         if known is None and schedule:
             rest["Schedule type"] = schedule
-        asked["sampler"] = known or _SAMPLERS.get(
-            sampler, sampler
-        )  # an unknown one may be replaced before it is refused
+        # An unknown one may be replaced before it is refused.
+        asked["sampler"] = known or _SAMPLERS.get(sampler, sampler)
     readers = _READ | ({"Eta": ("eta", float)} if asked.get("sampler") == "ddim" else {})
     for name, (ours, read_field) in readers.items():
         if value := rest.pop(name, ""):
