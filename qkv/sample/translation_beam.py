@@ -67,7 +67,7 @@ Choice = tuple[Tensor, Tensor]  # (..., C) log-probabilities of the likeliest ne
 def search_batch(
     model: Translator, source: Tensor, mask: Tensor, search: Search, choose: Callable[[Tensor], Choice]
 ) -> Iterator[tuple[int, list[Found]]]:
-    """The numbers of the texts of source (B, S), each with its `beams` best translations, as soon as it is done.
+    """The numbers of the texts of source (B, S), each with its `beams` best translations, soon after it is done.
 
     `mask` (B, S) is True at tokens; `choose` is `chooser`'s.
     """
