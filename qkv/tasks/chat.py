@@ -33,6 +33,7 @@ class ChatRequest:
     temperature: float = 0.0  # if neither options nor the checkpoint say anything
 
     def __post_init__(self) -> None:
+        self.options.check_some()
         if not 1 <= len(self.messages) <= MAX_MESSAGES:
             raise InputError(f"messages: there are {len(self.messages):,}; give 1 to {MAX_MESSAGES:,}")
         for number, message in enumerate(self.messages):

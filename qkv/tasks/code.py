@@ -31,6 +31,7 @@ class CodeRequest:
     options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
+        self.options.check_some()
         check_text("source", self.source)
         lines = self.source.count("\n") + 1
         if not isinstance(self.line, int) or not 1 <= self.line <= lines:

@@ -29,10 +29,10 @@ class CompleteRequest:
     """A wish for what comes after `prompt`: a text, or token ids. Raises InputError.
 
     `suffix`: what comes after that again, for models that fill in the middle. `shots`: examples to show before.
-    `echo`: the result begins with the prompt, and so do its tokens if log-probabilities are asked for. `heal`: the
-    prompt's last token may be written anew, in one piece with what follows. `code`: the prompt is code, and so is what
-    follows, until its block is over; None: if the prompt reads as code and nothing else asked speaks against it, with a
-    warning.
+    `echo`: the result begins with the prompt, and so do its tokens if log-probabilities are asked for; `max_tokens` may
+    be 0 then. `heal`: the prompt's last token may be written anew, in one piece with what follows. `code`: the prompt
+    is code, and so is what follows, until its block is over; None: if the prompt reads as code and nothing else asked
+    speaks against it, with a warning.
     """
 
     prompt: str | Sequence[int]
@@ -51,6 +51,8 @@ class CompleteRequest:
             raise InputError(f"prompt={quoted(self.prompt)} is neither a text nor a list of token ids")
         if self.suffix is not None:
             check_text("suffix", self.suffix)
+        if self.heal or not self.echo:
+            self.options.check_some()
         constrained = self.options.schema is not None or self.options.regex is not None
         odd = {
             "suffix": self.suffix is not None and (bool(self.shots) or self.echo or self.heal or not is_text),

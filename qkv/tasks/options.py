@@ -52,7 +52,7 @@ class Options:
     Raises InputError.
     """
 
-    max_tokens: int | None = None
+    max_tokens: int | None = None  # 0, for an echoed prompt: nothing
     n: int = 1  # how many texts
     best_of: int | None = None  # of so many, the n likeliest a token
     stop: str | Sequence[str] = ()
@@ -78,7 +78,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            whole("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+            whole("max_tokens", self.max_tokens, 0, MAX_TOKENS)
         whole("n", self.n, 1, MAX_ANSWERS)
         if self.best_of is not None:
             whole("best_of", self.best_of, self.n, MAX_ANSWERS)
@@ -105,6 +105,11 @@ class Options:
         }
         if found := [name for name, given in odd.items() if given]:
             raise InputError(f"beams={self.beams} cannot be searched with {' and '.join(found)}")
+
+    def check_some(self) -> None:
+        """InputError if nothing is to be written."""
+        if self.max_tokens == 0:
+            raise InputError("max_tokens=0 writes nothing; ask for 1 or more, or echo a prompt to see its own tokens")
 
     def load(self) -> Language:
         """The model, fetched if need be. Raises NotFoundError, CheckpointError, ConfigError."""

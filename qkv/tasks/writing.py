@@ -130,7 +130,7 @@ def settle(
     Raises InputError.
     """
     left = language.context - len(ids)
-    wanted = options.max_tokens or min(room, left)
+    wanted = min(room, left) if options.max_tokens is None else options.max_tokens
     if wanted > left or left < 1:
         asked = f" and max_tokens={wanted} to write" if options.max_tokens else ""
         raise InputError(
@@ -193,7 +193,7 @@ class _Job:
         ranked = options.best_of is not None and options.best_of > options.n
         request = Request(
             prompt=ids,
-            max_tokens=task.max_tokens,
+            max_tokens=max(1, task.max_tokens),
             sampling=task.sampling,
             stops=language.tokenizer.stops | task.ends,
             n=options.answers,
@@ -214,6 +214,9 @@ class _Job:
             self._scored.append(event)
             return
         answer = self.answers[event.answer]
+        if not self.task.max_tokens:  # the engine writes one token at least
+            answer.finish = "length"
+            return
         text = answer.take(event)
         if answer.finish and not event.finish:
             self.handle.cancel(event.answer)
@@ -280,7 +283,7 @@ class _Answer:
         events, sampling, spell = self._events, self._task.sampling, self._task.language.spell
         known = bool(events) and events[0].logprob is not None
         return Text(
-            text="".join(self._text),
+            text="".join(self._text or [self._task.prefix]),
             ids=tuple(event.id for event in events),
             finish=self.finish or "cancelled",
             seed=None if sampling.seed is None or not sampling.temperature else sampling.seed + self._number,

@@ -112,6 +112,18 @@ def test_logprobs_of_an_echoed_prompt(scripted) -> None:
     assert complete("def f(x):", echo=True, logprobs=0, max_tokens=1).warnings == ()  # nothing but these tokens
 
 
+def test_the_prompt_alone_can_be_judged(scripted) -> None:
+    language = scripted({"say: ": "yes"})
+    found = complete("say: ", echo=True, logprobs=2, max_tokens=0)
+    assert (found.text, found.finish, found.texts[0].ids) == ("say: ", "length", ())
+    assert found.usage == (len(language.read("say: ")), 0)
+    assert found.texts[0].tokens == complete("say: ", echo=True, logprobs=2, max_tokens=1).texts[0].tokens[:-1]
+    assert complete("say: ", echo=True, max_tokens=0, n=2, temperature=1.0).texts[1].text == "say: "
+    for options in ({}, {"echo": True, "heal": True}):
+        with pytest.raises(InputError, match="max_tokens=0 writes nothing"):
+            complete("say: ", max_tokens=0, **options)
+
+
 def test_echo_and_token_ids(scripted) -> None:
     language = scripted({"say: ": "yes"})
     *pieces, whole = completing(CompleteRequest(prompt="say: ", echo=True))
