@@ -91,8 +91,9 @@ def _given(texts: list[str]) -> list[str]:
 
         lines = read_lines(file)
     else:
-        if files := [text for text in texts if os.path.splitext(text)[1] and os.path.isfile(text)]:
-            raise InputError(f"{files[0]} is a file among others; give it alone, or pipe them: cat FILES | qkv embed -")
+        for text in texts:
+            if os.path.splitext(text)[1] and not os.path.isdir(text) and named_file(text):
+                raise InputError(f"{text} is a file among others; give it alone, or pipe them: cat FILES | qkv embed -")
         return texts
     found = [line for line in lines if line.strip()]
     if not found:

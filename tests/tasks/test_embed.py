@@ -135,6 +135,9 @@ def test_a_file_among_texts_is_not_a_text(folder, tmp_path):
     done = run("embed", "a cat", str(tmp_path / "a.txt"), "--model", str(folder))
     assert done.returncode == 2
     assert b"a.txt is a file among others; give it alone" in done.stderr
+    done = run("embed", "a cat", "b.txt", "--model", str(folder))
+    assert b"there is no file 'b.txt'" in done.stderr
+    assert run("embed", "a cat", "A dog.", "--model", str(folder)).returncode == 0
 
 
 def test_the_package_has_it():
