@@ -134,7 +134,15 @@ def test_what_a_talk_does_not_know(qkv: Callable[..., Ran], scripted) -> None:
     assert ran.err.count("paper") == 2
 
 
-def test_ctrl_c_in_a_talk_stops_the_answer_only(qkv: Callable[..., Ran], scripted, monkeypatch) -> None:
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C is heard, also by a suite in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_a_talk_stops_the_answer_only(qkv: Callable[..., Ran], scripted, monkeypatch, heard) -> None:
     scripted({ASKED: "one two three"})
     print_, pressed = print, iter([signal.SIGINT])
 
