@@ -84,8 +84,7 @@ def search_batch(
         beams.advance(*choice, config.end, search, length)
         if length == longest:
             beams.done[:] = True
-        done = int(beams.done.sum())
-        if done == len(beams.done) or done * 8 >= len(beams.done):
+        if int(beams.done.sum()) * 8 >= len(beams.done):
             yield from beams.results()
             rows = (~beams.done).nonzero().flatten()
             if not len(rows):
