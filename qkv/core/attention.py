@@ -115,8 +115,8 @@ class KeyValues(Protocol):
 class Attention(nn.Module):
     """Multi-head attention, section 3.2.2: project, `attend`, project back. Self- and cross-attention are one.
 
-    `dim` is the width of the queries' input and of the output; `memory_dim` that of what keys and values are
-    read from (default: `dim`). `kv_heads` below `heads` gives grouped (or, at 1, multi-query) attention.
+    `dim` is the width of the queries' input and, but for `out_dim`, of the output; `memory_dim` that of what keys
+    and values are read from (default: `dim`). `kv_heads` below `heads` gives grouped (or, at 1, multi-query) attention.
     `value_dim` is the width of a head's values, `head_dim` unless given. `q_norm` and `k_norm` are modules over the
     head width. Raises ConfigError where the widths do not fit.
     """
@@ -130,6 +130,7 @@ class Attention(nn.Module):
         head_dim: int | None = None,
         value_dim: int | None = None,
         memory_dim: int | None = None,
+        out_dim: int | None = None,
         bias: bool = True,
         out_bias: bool = True,
         scale: float | None = None,
@@ -150,7 +151,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(memory_dim, kv_heads * head_dim, bias=bias)
         value_dim = head_dim if value_dim is None else value_dim
         self.v = nn.Linear(memory_dim, kv_heads * value_dim, bias=bias)
-        self.out = nn.Linear(heads * value_dim, dim, bias=out_bias)
+        self.out = nn.Linear(heads * value_dim, dim if out_dim is None else out_dim, bias=out_bias)
         self.q_norm, self.k_norm = q_norm, k_norm
         self.watch: Callable[[Tensor], None] | None = None  # set by record(): receives the weights
 
@@ -164,7 +165,7 @@ class Attention(nn.Module):
         rotary: Rotary | None = None,
         cache: KeyValues | None = None,
     ) -> Tensor:
-        """x (B, T, D) looks at memory (B, S, M), or at itself; returns (B, T, D).
+        """x (B, T, D) looks at memory (B, S, M), or at itself; returns (B, T, D), or `out_dim` for D.
 
         `memory` may also be what `keys_values` made of it, once for many calls. `rotary` turns queries and new keys by
         their positions (core/position.py); `cache` holds earlier keys.

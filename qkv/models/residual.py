@@ -8,13 +8,27 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions, each after GroupNorm and SiLU, around a residual; the time enters between them."""
+    """Two 3x3 convolutions, each after GroupNorm and SiLU, around a residual; the time enters between them.
 
-    def __init__(self, channels: int, out_channels: int, *, groups: int, eps: float, time_dim: int | None = None):
+    It is added before the second norm or, where `scaled`, scales and shifts what comes out of it (2105.05233, section
+    3).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        groups: int,
+        eps: float,
+        time_dim: int | None = None,
+        scaled: bool = False,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels, eps=eps)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.time = nn.Linear(time_dim, out_channels) if time_dim is not None else None
+        self.scaled = scaled
+        self.time = nn.Linear(time_dim, out_channels * (1 + scaled)) if time_dim is not None else None
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
@@ -22,9 +36,15 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """x (B, C, Y, X), time (B, E) -> (B, O, Y, X)."""
         hidden = self.conv1(F.silu(self.norm1(x)))
-        if self.time is not None and time is not None:
-            hidden = hidden + self.time(F.silu(time))[:, :, None, None]
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        told = self.time(F.silu(time))[:, :, None, None] if self.time is not None and time is not None else None
+        if told is None:
+            hidden = self.norm2(hidden)
+        elif self.scaled:
+            scale, shift = told.chunk(2, dim=1)
+            hidden = self.norm2(hidden) * (1 + scale) + shift
+        else:
+            hidden = self.norm2(hidden + told)
+        hidden = self.conv2(F.silu(hidden))
         return hidden + (x if self.shortcut is None else self.shortcut(x))
 
 

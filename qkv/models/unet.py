@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qkv.core.attention import Attention
 from qkv.core.position import sinusoidal
 from qkv.core.stack import Stack, StackConfig
 from qkv.errors import ConfigError
@@ -26,7 +27,8 @@ from qkv.models.vae import check_convolutional
 class UNetConfig:
     """One entry of `dims`, `attention` and `heads` for each resolution, largest first; the defaults are SD 1.x.
 
-    `linear_projection` only says how the published file spells the transformers' two projections.
+    `linear_projection` only says how the published file spells the transformers' two projections. `summary_heads` are
+    those of a `TextSummary` beside the time, 0 where there is none; `scaled` makes both multiply as well as add.
     """
 
     channels: int = 4
@@ -40,6 +42,8 @@ class UNetConfig:
     groups: int = 32
     norm_eps: float = 1e-5
     linear_projection: bool = False
+    summary_heads: int = 0
+    scaled: bool = False
     sample_size: int = 64
 
     def __post_init__(self) -> None:
@@ -54,6 +58,11 @@ class UNetConfig:
         for name, most in bounds.items():
             if not 0 < getattr(self, name) <= most:
                 raise ConfigError(f"{name}={getattr(self, name)} is out of range; it must be 1 to {most}")
+        if self.summary_heads < 0 or (self.summary_heads and self.memory_dim % self.summary_heads):
+            raise ConfigError(
+                f"memory_dim={self.memory_dim} is not divisible by summary_heads={self.summary_heads}; "
+                "choose a divisor, or 0 for none"
+            )
         if len(self.dims) * self.layers * self.transformer_layers > 1_000:
             raise ConfigError(
                 f"layers={self.layers} with transformer_layers={self.transformer_layers} is out of range; "
@@ -63,6 +72,24 @@ class UNetConfig:
     @property
     def time_dim(self) -> int:
         return 4 * self.dims[0]
+
+
+class TextSummary(nn.Module):
+    """The whole text as one vector beside the time: its mean looks at its tokens (DeepFloyd IF's attention pooling;
+    CLIP, 2103.00020, section 2.4, has it for pictures). Every residual block then knows what is to be drawn."""
+
+    def __init__(self, memory_dim: int, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(memory_dim)
+        self.position = nn.Parameter(torch.randn(1, memory_dim) / memory_dim**0.5)  # the mean's own
+        self.attention = Attention(memory_dim, heads, out_dim=dim)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, memory: Tensor) -> Tensor:
+        """memory (B, S, M) -> (B, E)."""
+        tokens = self.norm1(memory)
+        mean = tokens.mean(1, keepdim=True) + self.position.to(tokens.dtype)
+        return self.norm2(self.attention(mean, torch.cat((mean, tokens), dim=1))[:, 0])
 
 
 class PixelTransformer(nn.Module):
@@ -138,6 +165,7 @@ class UNet(nn.Module):
         self.config = c = config
         dims, last = c.dims, len(c.dims) - 1
         self.time = nn.Sequential(nn.Linear(dims[0], c.time_dim), nn.SiLU(), nn.Linear(c.time_dim, c.time_dim))
+        self.summary = TextSummary(c.memory_dim, c.time_dim, c.summary_heads) if c.summary_heads else None
         self.enter = nn.Conv2d(c.channels, dims[0], 3, padding=1)
 
         skips = [dims[0]]  # the widths that the way up takes back, last first
@@ -165,7 +193,9 @@ class UNet(nn.Module):
 
     def _residual(self, channels: int, out_channels: int) -> Residual:
         c = self.config
-        return Residual(channels, out_channels, groups=c.groups, eps=c.norm_eps, time_dim=c.time_dim)
+        return Residual(
+            channels, out_channels, groups=c.groups, eps=c.norm_eps, time_dim=c.time_dim, scaled=c.scaled
+        )
 
     def _transformers(self, i: int, layers: int) -> list[PixelTransformer]:
         c = self.config
@@ -175,6 +205,8 @@ class UNet(nn.Module):
         """latent (B, C, y, x), time (B,) in training steps, memory (B, S, M) the text -> (B, C, y, x)."""
         embedding = sinusoidal(time, self.config.dims[0], interleaved=False, cos_first=True)
         time = self.time(embedding.to(latent.dtype))  # (B, E)
+        if self.summary is not None:
+            time = time + self.summary(memory)
 
         skips = [self.enter(latent)]
         for level in self.down:

@@ -54,6 +54,10 @@ def unet_table(config: UNetConfig) -> Table:
     rows: list[Row | tuple[str, str]] = [
         ("time.0.{}", "time_embedding.linear_1.{}"),
         ("time.2.{}", "time_embedding.linear_2.{}"),
+        ("summary.norm{}.{}", "add_embedding.norm{}.{}"),
+        ("summary.position", "add_embedding.pool.positional_embedding"),
+        *((f"summary.attention.{a}.{{}}", f"add_embedding.pool.{a}_proj.{{}}") for a in "qkv"),
+        ("summary.attention.out.{}", "add_embedding.proj.{}"),
         ("enter.{}", "conv_in.{}"),
         ("norm.{}", "conv_norm_out.{}"),
         ("leave.{}", "conv_out.{}"),
@@ -141,10 +145,8 @@ UNET_KEYS = Keys(
         "num_attention_heads": (None,),
         "class_embed_type": (None,),
         "num_class_embeds": (None,),
-        "addition_embed_type": (None,),
         "encoder_hid_dim": (None,),
         "encoder_hid_dim_type": (None,),
-        "resnet_time_scale_shift": ("default",),
         "resnet_skip_time_act": (False,),
         "resnet_out_scale_factor": (1.0,),
         "time_embedding_type": ("positional",),
@@ -189,7 +191,23 @@ def unet_config(published: Mapping[str, Any]) -> UNetConfig:
         raise ConfigError("up_block_types do not mirror down_block_types; such a U-Net is not supported")
     heads = published.get("attention_head_dim", 8)  # the number of heads: a misnomer that the format keeps
     heads = [heads] * len(down) if isinstance(heads, int) else heads
-    return build(UNetConfig, values | {"attention": down, "heads": heads}, "unet")
+    summary = _one_of(published, "addition_embed_type", None, "text")
+    return build(
+        UNetConfig,
+        values
+        | {"attention": down, "heads": heads}
+        | {"summary_heads": published.get("addition_embed_type_num_heads", 64) if summary else 0}
+        | {"scaled": _one_of(published, "resnet_time_scale_shift", "default", "scale_shift") == "scale_shift"},
+        "unet",
+    )
+
+
+def _one_of(published: Mapping[str, Any], key: str, usual: str | None, other: str) -> str | None:
+    """The value of `key`, `usual` where it is absent. Raises ConfigError for one that is neither."""
+    value = published.get(key, usual)
+    if value not in (usual, other):
+        raise ConfigError(f"{key}={shorten(repr(value))} is not supported; it must be {usual!r} or {other!r}")
+    return other if value == other else usual
 
 
 def _types(published: Mapping[str, Any], key: str, plain: str, attending: str) -> list[bool]:
@@ -217,6 +235,9 @@ def published_unet(unet: UNet) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "down_block_types": ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in c.attention],
         "up_block_types": ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in c.attention[::-1]],
         "attention_head_dim": list(c.heads) if len(set(c.heads)) > 1 else c.heads[0],
+        "addition_embed_type": "text" if c.summary_heads else None,
+        "addition_embed_type_num_heads": c.summary_heads or 64,
+        "resnet_time_scale_shift": "scale_shift" if c.scaled else "default",
     }
     config = {"_class_name": "UNet2DConditionModel", "_diffusers_version": VERSION} | UNET_KEYS.published(c) | kinds
     return config, unet_table(c).published(export_weights(unet))

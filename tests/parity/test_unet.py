@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from qkv.core.position import sinusoidal
 from qkv.errors import ConfigError
 from qkv.models import unet as module
+from qkv.models.residual import Residual
 from qkv.models.unet import PixelTransformer, UNet, UNetConfig
 from qkv.weights.diffusers import load_unet, published_unet, save_component, unet_config, unet_table
 from qkv.weights.folder import Folder
@@ -41,6 +42,16 @@ KINDS = {
         "in_channels": 8,
         "out_channels": 8,
         "norm_eps": 1e-4,
+    },
+    "summary": {
+        "block_out_channels": (32, 64),
+        "down_block_types": (DOWN, CROSS_DOWN),
+        "up_block_types": (CROSS_UP, UP),
+        "attention_head_dim": 4,
+        "layers_per_block": 1,
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": 6,
+        "resnet_time_scale_shift": "scale_shift",
     },
 }
 
@@ -140,15 +151,37 @@ def no_memory(unet, monkeypatch):
     )
 
 
+def scale_and_shift_swapped(unet, monkeypatch):
+    for part in unet.modules():
+        if isinstance(part, Residual):
+            part.time.weight.data = part.time.weight.data.roll(len(part.time.weight) // 2, 0)
+
+
+def summary_without_its_mean(unet, monkeypatch):
+    unet.summary.attention.register_forward_pre_hook(lambda part, given: (given[0], given[1][:, 1:]))
+
+
+def summary_of_nothing(unet, monkeypatch):
+    monkeypatch.setattr(module.TextSummary, "forward", lambda self, memory: 0.0)
+
+
 MUTATIONS = [
     *(scale, activation, post_norm, gate_and_up_swapped, skips_swapped, skips_in_order),
     *(norm_eps, cos_and_sin_swapped, time_off_by_one, no_memory),
 ]
 
 
-@pytest.mark.parametrize("mutate", MUTATIONS)
-def test_parity_fails_on(mutate, parity, monkeypatch):
-    theirs = parity.strong(UNet2DConditionModel(**SMALL | KINDS["sd1"]))
+@pytest.mark.parametrize(
+    ("kind", "mutate"),
+    [
+        *(("sd1", mutate) for mutate in MUTATIONS),
+        ("summary", scale_and_shift_swapped),
+        ("summary", summary_without_its_mean),
+        ("summary", summary_of_nothing),
+    ],
+)
+def test_parity_fails_on(kind, mutate, parity, monkeypatch):
+    theirs = parity.strong(UNet2DConditionModel(**SMALL | KINDS[kind]))
     config = unet_config(published(theirs))
     ours = parity.adopt(UNet(config), unet_table(config), theirs)
     mutate(ours, monkeypatch)
@@ -214,6 +247,8 @@ def test_what_a_file_leaves_out_is_as_diffusers_has_it():
         ({"down_block_types": [DOWN, "AttnDownBlock2D", DOWN]}, "down_block_types=.* is not supported"),
         ({"act_fn": "gelu"}, "act_fn='gelu' is not supported; it must be 'silu'"),
         ({"addition_embed_type": "text_time"}, "addition_embed_type='text_time' is not supported"),
+        ({"addition_embed_type": "text", "addition_embed_type_num_heads": 5}, "not divisible by summary_heads=5"),
+        ({"resnet_time_scale_shift": "ada_group"}, "resnet_time_scale_shift='ada_group' is not supported"),
         ({"transformer_layers_per_block": [1, 2, 10]}, "unet.transformer_layers="),
         ({"flip_sin_to_cos": False}, "flip_sin_to_cos=False is not supported"),
         ({"attention_head_dim": [8, 8]}, "heads has 2 entries; dims has 3"),
