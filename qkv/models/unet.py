@@ -193,9 +193,7 @@ class UNet(nn.Module):
 
     def _residual(self, channels: int, out_channels: int) -> Residual:
         c = self.config
-        return Residual(
-            channels, out_channels, groups=c.groups, eps=c.norm_eps, time_dim=c.time_dim, scaled=c.scaled
-        )
+        return Residual(channels, out_channels, groups=c.groups, eps=c.norm_eps, time_dim=c.time_dim, scaled=c.scaled)
 
     def _transformers(self, i: int, layers: int) -> list[PixelTransformer]:
         c = self.config
