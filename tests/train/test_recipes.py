@@ -1,4 +1,4 @@
-"""The three recipes of emblem, one after the other on a tiny data set, down to a drawn picture."""
+"""The recipes of emblem, one after the other on a tiny data set, down to a drawn picture."""
 
 import json
 from dataclasses import asdict
@@ -17,6 +17,7 @@ from qkv.errors import ConfigError
 from qkv.tasks.embed_clip import load_clip_embedder
 from qkv.train import clip
 from qkv.train.recipes import run
+from qkv.weights.diffusers import load_latent_diffusion
 from qkv.weights.folder import Folder
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 160, 40), "blue": (30, 60, 220), "black": (0, 0, 0)}
@@ -95,6 +96,16 @@ def test_the_recipes_make_a_model_that_draws(home: Path) -> None:
     met = run(recipes / "emblem-clip-pictures.toml", [*FIT, *parts_again], folder=runs / "met", progress=False).model
     assert torch.equal(met.clip.text.token.weight, made.model.text.token.weight.half().float())
     assert not torch.equal(met.clip.text.project.weight, fresh.project.weight)
+
+    spoken = [f'start="{runs}/unet/model"', 'languages=["de"]', "english=0", "fit.steps=40", "fit.optim.lr=2e-3"]
+    taught = run(recipes / "emblem-languages.toml", [*FIT, *spoken], folder=runs / "languages", progress=False)
+    rows = map(json.loads, (runs / "languages/metrics.jsonl").open())
+    said = [row["unseen_de"] for row in rows if "unseen_de" in row]
+    assert said[-1] < 0.5 * said[0]  # "blue auf Deutsch" is read as "blue"
+    before, after = (load_latent_diffusion(runs / name / "model") for name in ("unet", "languages"))
+    assert not torch.equal(after.text.token.weight, before.text.token.weight)
+    assert torch.equal(after.unet.enter.weight, before.unet.enter.weight)
+    assert taught.model.config == before.text.config
 
     more = [*FIT[1:], "fit.steps=3", *parts, *small_unet]
     assert run(recipes / "emblem-unet.toml", more, folder=runs / "unet", resume=True, progress=False).steps == 3
