@@ -1,8 +1,7 @@
 """Recipe 3 of emblem: the U-Net, from a noisy latent and a caption to the clean latent.
 
 Latents are computed once with the finished autoencoder; captions are drawn anew at every step. The text tower learns
-along: CLIP only taught it what a whole caption means, at the end token, and the U-Net reads the state of every token.
-`freeze = ["text"]` keeps it as it was. What comes out is a whole model folder.
+along, unless `freeze = ["text"]` keeps it as it was. What comes out is a whole model folder.
 """
 
 import random

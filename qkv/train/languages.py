@@ -1,4 +1,4 @@
-"""Recipe 4 of emblem: a finished text tower learns other languages, and nothing else of the model moves.
+"""Recipe 5 of emblem: a finished text tower learns other languages, and nothing else of the model moves.
 
 A caption in another language shall be what its English one is to the tower as it was: "Making monolingual sentence
 embeddings multilingual" (2004.09813), section 2, with the states that the U-Net reads in place of a sentence's vector.

@@ -72,7 +72,7 @@ def test_the_recipes_make_a_model_that_draws(home: Path) -> None:
     small_clip = ["text.dim=32", "text.heads=2", "text.layers=1", "vision.layers=1", "vocab=600", "texts=4"]
     run(recipes / "emblem-clip.toml", [*FIT, *small_clip], folder=runs / "clip", progress=False)
 
-    parts = [f'autoencoder="{runs}/vae/model"', f'clip="{runs}/clip/model"', "model.memory_dim=32"]
+    parts = [f'autoencoder="{runs}/vae/model"', f'clip="{runs}/clip/model"', "model.memory_dim=32", "freeze=[]"]
     small_unet = ["model.dims=[16, 16, 32]", "model.heads=[2, 2, 2]", "model.groups=8"]
     made = run(recipes / "emblem-unet.toml", [*FIT, *parts, *small_unet], folder=runs / "unet", progress=False)
     assert made.steps == 2
