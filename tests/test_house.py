@@ -115,3 +115,9 @@ def test_a_room_like_the_others(name):
     if TREES[name].body:
         assert ast.get_docstring(TREES[name]), "a module's docstring says its place"
     assert not {"transformers", "diffusers"} & {module.split(".")[0] for module in imports(TREES[name])}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("core/", "models/"))])
+def test_no_module_draws_with_randn(name: str) -> None:
+    """On the meta device it imports PyTorch's compiler, 2 seconds of every start; `load_module` skips `normal_`."""
+    assert not identifiers(TREES[name]) & {"randn", "randn_like"}

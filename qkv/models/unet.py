@@ -81,7 +81,7 @@ class TextSummary(nn.Module):
     def __init__(self, memory_dim: int, dim: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(memory_dim)
-        self.position = nn.Parameter(torch.randn(1, memory_dim) / memory_dim**0.5)  # the mean's own
+        self.position = nn.Parameter(torch.empty(1, memory_dim).normal_(std=memory_dim**-0.5))  # the mean's own
         self.attention = Attention(memory_dim, heads, out_dim=dim)
         self.norm2 = nn.LayerNorm(dim)
 
