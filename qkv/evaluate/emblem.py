@@ -143,8 +143,9 @@ def run(
     with replacing(folder / "table.txt") as file:
         file.write(table(result).encode())
     for name in (*EXAMS, *LANGUAGES):
-        labels = [text for order in orders[name] for text in (order.prompt, "(real)")]
-        _sheet(folder / f"{name}.png", drawn[name], court.real(chosen.get(name, spoken)), labels)
+        items = chosen.get(name, spoken)  # their English names stand beside, since the sheet's font has no Chinese
+        labels = [text for order, item in zip(orders[name], items) for text in (order.prompt, f"real: {item.name}")]
+        _sheet(folder / f"{name}.png", drawn[name], court.real(items), labels)
     labels = [text for prompt in yellow for text in (prompt, "not yellow")]
     _sheet(folder / "yellow.png", drawn["yellow"], drawn["not yellow"], labels)
     return result
