@@ -8,13 +8,13 @@ by a model, grammar beyond English articles.
 
 import random
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from qkv.data.items import Item, Words
-from qkv.errors import NotFoundError, unknown
+from qkv.errors import ConfigError, NotFoundError, unknown
 
 LONGEST = 200  # characters
 KEYWORDS = 3  # at most, in one caption
@@ -28,6 +28,13 @@ _COMMA = {"zh": "，", "zh-hant": "，", "ja": "、"}
 def languages() -> list[str]:
     """The codes of the languages that captions can be drawn in."""
     return list(_table()["languages"])
+
+
+def check_languages(codes: Iterable[str]) -> None:
+    """Raises ConfigError for a code that captions cannot be drawn in."""
+    for code in codes:
+        if code not in languages():
+            raise ConfigError(unknown("language", code, languages()))
 
 
 def caption(item: Item, rng: random.Random, *, language: str = "en", styled: bool = True) -> str:

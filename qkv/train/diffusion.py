@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qkv.data import captions
 from qkv.data.items import Item
-from qkv.errors import ConfigError, unknown
+from qkv.errors import ConfigError
 from qkv.models.clip import TextTower
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.models.noise import NoiseConfig
@@ -75,9 +75,7 @@ class Recipe:
     fit: FitConfig
 
     def __post_init__(self) -> None:
-        for code in self.languages:
-            if code not in captions.languages():
-                raise ConfigError(unknown("language", code, captions.languages()))
+        captions.check_languages(self.languages)
 
 
 class Drawer(nn.Module):

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from qkv.data import captions, emblem
 from qkv.data.items import Item
-from qkv.errors import ConfigError, unknown
 from qkv.models.clip import TextTower
 from qkv.text.tokenizer import Tokenizer
 from qkv.train.data import Draw
@@ -43,9 +42,7 @@ class Recipe:
     fit: FitConfig
 
     def __post_init__(self) -> None:
-        for code in self.languages:
-            if code not in captions.languages():
-                raise ConfigError(unknown("language", code, captions.languages()))
+        captions.check_languages(self.languages)
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,10 @@ UNET_KEYS = Keys(
         "num_attention_heads": (None,),
         "class_embed_type": (None,),
         "num_class_embeds": (None,),
+        "addition_embed_type": (None, "text"),  # unet_config reads which, here and below
         "encoder_hid_dim": (None,),
         "encoder_hid_dim_type": (None,),
+        "resnet_time_scale_shift": ("default", "scale_shift"),
         "resnet_skip_time_act": (False,),
         "resnet_out_scale_factor": (1.0,),
         "time_embedding_type": ("positional",),
@@ -191,23 +193,14 @@ def unet_config(published: Mapping[str, Any]) -> UNetConfig:
         raise ConfigError("up_block_types do not mirror down_block_types; such a U-Net is not supported")
     heads = published.get("attention_head_dim", 8)  # the number of heads: a misnomer that the format keeps
     heads = [heads] * len(down) if isinstance(heads, int) else heads
-    summary = _one_of(published, "addition_embed_type", None, "text")
-    return build(
-        UNetConfig,
-        values
-        | {"attention": down, "heads": heads}
-        | {"summary_heads": published.get("addition_embed_type_num_heads", 64) if summary else 0}
-        | {"scaled": _one_of(published, "resnet_time_scale_shift", "default", "scale_shift") == "scale_shift"},
-        "unet",
-    )
-
-
-def _one_of(published: Mapping[str, Any], key: str, usual: str | None, other: str) -> str | None:
-    """The value of `key`, `usual` where it is absent. Raises ConfigError for one that is neither."""
-    value = published.get(key, usual)
-    if value not in (usual, other):
-        raise ConfigError(f"{key}={shorten(repr(value))} is not supported; it must be {usual!r} or {other!r}")
-    return other if value == other else usual
+    summed_up = published.get("addition_embed_type") == "text"
+    values |= {
+        "attention": down,
+        "heads": heads,
+        "summary_heads": published.get("addition_embed_type_num_heads", 64) if summed_up else 0,
+        "scaled": published.get("resnet_time_scale_shift") == "scale_shift",
+    }
+    return build(UNetConfig, values, "unet")
 
 
 def _types(published: Mapping[str, Any], key: str, plain: str, attending: str) -> list[bool]:
