@@ -6,6 +6,7 @@ longer keys. Fast kernels live behind `attend` only; callers cannot tell which o
 weights is left out on purpose: none of the models here is better for it.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -47,8 +48,8 @@ def attend(
         bias = _causal_bias(bias, T, S, q.device)
     if bias is not None and bias.dtype is not torch.bool:
         bias = bias.to(q.dtype)
-    if narrow_on_cpu and S >= LONG:
-        return _by_chunks(q, k, v, bias, scale)
+    if narrow_on_cpu and bias is None and T * S >= LONG:
+        return _by_chunks(q, k, v, scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=True)
 
 
@@ -88,21 +89,22 @@ def _causal_bias(bias: Tensor | None, T: int, S: int, device: torch.device) -> T
     return bias & past if bias.dtype is torch.bool else bias.masked_fill(~past, -torch.inf)
 
 
-# Where PyTorch's CPU kernel is slow in bf16: its backward pass (docs/log.md), and long sequences, which take it twice
-# as long as `_by_chunks` (16 heads x 4096 x 40).
-LONG = 1024
-QUERY_CHUNK = 64
+# Where PyTorch's CPU kernel is slow in bf16: its backward pass, and many scores without a bias (docs/log.md).
+LONG = 1 << 14  # scores of a head
+SCORES = 1 << 20  # at once, for a thread: these stay in its core's own cache
 
 
-def _by_chunks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
-    """The plain formula over chunks of query rows, so that the scores stay in the processor's cache."""
-    k, v = _per_head(k, q.shape[1]), _per_head(v, q.shape[1])
-    out = v.new_empty((*q.shape[:-1], v.shape[-1]))
-    for start in range(0, q.shape[-2], QUERY_CHUNK):
-        rows = slice(start, start + QUERY_CHUNK)
-        seen = bias[..., rows, :] if bias is not None and bias.shape[-2] > 1 else bias
-        out[..., rows, :] = attention_weights(q[..., rows, :], k, bias=seen, scale=scale) @ v
-    return out
+def _by_chunks(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    """The plain formula over a few heads, or a few rows of one, at a time."""
+    B, H, T, _ = q.shape
+    q, k, v = (x.flatten(0, 1)[None] for x in (q, _per_head(k, H), _per_head(v, H)))  # (1, B * H, T or S, K)
+    out = v.new_empty((1, B * H, T, v.shape[-1]))
+    rows = max(1, SCORES * torch.get_num_threads() // k.shape[-2])
+    heads = max(1, rows // T)
+    for h, t in itertools.product(range(0, B * H, heads), range(0, T, rows)):
+        some, here = slice(h, h + heads), (slice(None), slice(h, h + heads), slice(t, t + rows))
+        out[here] = attention_weights(q[here], k[:, some], scale=scale) @ v[:, some]
+    return out.unflatten(1, (B, H))[0]
 
 
 class KeyValues(Protocol):

@@ -44,15 +44,12 @@ class LayerCache:
         return self._k[..., :stop, :], self._v[..., :stop, :]
 
     def keep(self, rows: Tensor) -> None:
-        """Only these rows of the batch; what is not written yet is not copied."""
+        """Only these rows of the batch, in this order. In place: rows that stay where they are cost nothing."""
         if self._k is not None and self._v is not None:
-            self._k, self._v = (_kept(x, rows, self.length) for x in (self._k, self._v))
-
-
-def _kept(x: Tensor, rows: Tensor, length: int) -> Tensor:
-    kept = x.new_empty((len(rows), *x.shape[1:]))
-    kept[..., :length, :] = x[..., :length, :][rows]
-    return kept
+            moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().flatten()
+            for x in (self._k, self._v):
+                x[moved, ..., : self.length, :] = x[rows[moved], ..., : self.length, :]
+            self._k, self._v = self._k[: len(rows)], self._v[: len(rows)]
 
 
 class Cache:
@@ -71,7 +68,7 @@ class Cache:
             layer.length = min(layer.length, length)
 
     def keep(self, rows: Tensor) -> None:
-        """Goes on with these rows (B') of the batch only."""
+        """Goes on with these rows (B') of the batch only, in this order."""
         for layer in self.layers:
             layer.keep(rows)
 

@@ -86,12 +86,20 @@ def search_batch(
             beams.done[:] = True
         if int(beams.done.sum()) * 8 >= len(beams.done):
             yield from beams.results()
-            rows = (~beams.done).nonzero().flatten()
+            rows = _running(beams.done)
             if not len(rows):
                 return
             beams.keep(rows)
             cache.keep(rows)
             read = read.keep(rows)
+
+
+def _running(done: Tensor) -> Tensor:
+    """The rows that are not done, nearly all of them where they were: the last ones fill the gaps."""
+    running = (~done).nonzero().flatten()
+    rows = torch.arange(len(running), device=done.device)
+    rows[done[: len(rows)]] = running[running >= len(rows)]
+    return rows
 
 
 def _only(end: int, states: Tensor) -> Choice:

@@ -39,7 +39,7 @@ def tolerance(q, k, bias=None, scale=None, **_):
 @contextmanager
 def path(name: str) -> Iterator[None]:
     """Sends bf16 down one path; the others run as they do."""
-    chunk = mock.patch.object(attention, "QUERY_CHUNK", 3)
+    chunk = mock.patch.object(attention, "SCORES", 20)
     long = mock.patch.object(attention, "LONG", 1 if name == "long" else 10**6)
     with chunk, long, torch.set_grad_enabled(name == "gradient"):
         yield
