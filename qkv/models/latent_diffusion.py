@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qkv.models.clip import TextTower
 from qkv.models.noise import NoiseConfig
-from qkv.models.unet import UNet
+from qkv.models.unet import Reading, UNet
 from qkv.models.vae import VAE
 from qkv.text.tokenizer import Tokenizer
 
@@ -33,9 +33,13 @@ class LatentDiffusion:
         """The side in pixels that the U-Net was trained at."""
         return self.unet.config.sample_size * self.vae.config.factor
 
-    def predict(self, latent: Tensor, time: float, memory: Tensor) -> Tensor:
-        """The U-Net's output, in its own precision: latent (B, C, y, x), memory (B, S, M)."""
+    def remember(self, memory: Tensor) -> Reading:
+        """What the U-Net reads of a text, memory (B, S, M), at every step."""
+        return self.unet.remember(memory.to(self.unet.enter.weight))
+
+    def predict(self, latent: Tensor, time: float, read: Reading) -> Tensor:
+        """The U-Net's output, in its own precision: latent (B, C, y, x), the text as `remember` has it."""
         parameter = self.unet.enter.weight
         latent = latent.to(parameter.device, parameter.dtype)
         times = latent.new_full((len(latent),), time, dtype=torch.float32)  # bfloat16 would make 1000 of 999
-        return self.unet(latent, times, memory.to(latent))
+        return self.unet(latent, times, read)

@@ -9,13 +9,15 @@ small Transformer from core/ looks at itself and at the text (the memory).
     noise ─ leave ─── up ─── up ─── up ──┘
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qkv.core.attention import Attention
+from qkv.core.attention import Attention, Memory
 from qkv.core.position import sinusoidal
 from qkv.core.stack import Stack, StackConfig
 from qkv.errors import ConfigError
@@ -92,6 +94,14 @@ class TextSummary(nn.Module):
         return self.norm2(self.attention(mean, torch.cat((mean, tokens), dim=1))[:, 0])
 
 
+class Reading(NamedTuple):
+    """What a U-Net reads of a text (B, S, M), at all times the same: its summary (B, E), if there is one, and for each
+    level, down to up, each transformer, each layer of it the keys and values."""
+
+    summary: Tensor | None
+    levels: list[list[Sequence[Memory]]]
+
+
 class PixelTransformer(nn.Module):
     """A stack over the pixels of one resolution, with cross-attention to the text, around a residual."""
 
@@ -113,8 +123,8 @@ class PixelTransformer(nn.Module):
         )
         self.leave = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """x (B, C, Y, X), memory (B, S, M) -> (B, C, Y, X)."""
+    def forward(self, x: Tensor, memory: Sequence[Memory]) -> Tensor:
+        """x (B, C, Y, X), `memory` as the stack remembers the text -> (B, C, Y, X)."""
         tokens = self.enter(to_tokens(self.norm(x)))  # (B, YX, C)
         return x + to_pixels(self.leave(self.stack(tokens, memory)), like=x)
 
@@ -128,14 +138,18 @@ class Level(nn.Module):
         self.transformers = nn.ModuleList(transformers)
         self.resample = resample
 
-    def layer(self, i: int, x: Tensor, time: Tensor, memory: Tensor) -> Tensor:
-        """Residual block i and its transformer: x (B, C, Y, X), time (B, E), memory (B, S, M) -> (B, O, Y, X)."""
+    def remember(self, memory: Tensor) -> list[Sequence[Memory]]:
+        """What each transformer reads of memory (B, S, M)."""
+        return [cast(PixelTransformer, transformer).stack.remember(memory) for transformer in self.transformers]
+
+    def layer(self, i: int, x: Tensor, time: Tensor, memory: list[Sequence[Memory]]) -> Tensor:
+        """Residual block i and its transformer: x (B, C, Y, X), time (B, E), memory for each -> (B, O, Y, X)."""
         x = self.residuals[i](x, time)
-        return self.transformers[i](x, memory) if i < len(self.transformers) else x
+        return self.transformers[i](x, memory[i]) if i < len(self.transformers) else x
 
 
 class Down(Level):
-    def forward(self, x: Tensor, time: Tensor, memory: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, time: Tensor, memory: list[Sequence[Memory]]) -> list[Tensor]:
         """Every layer's output, for the way up; the last one goes on."""
         outputs = []
         for i in range(len(self.residuals)):
@@ -145,12 +159,12 @@ class Down(Level):
 
 
 class Middle(Level):
-    def forward(self, x: Tensor, time: Tensor, memory: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, memory: list[Sequence[Memory]]) -> Tensor:
         return self.layer(1, self.layer(0, x, time, memory), time, memory)
 
 
 class Up(Level):
-    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, memory: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, memory: list[Sequence[Memory]]) -> Tensor:
         """Takes its skips off the end of the list."""
         for i in range(len(self.residuals)):
             x = self.layer(i, torch.cat((x, skips.pop()), dim=1), time, memory)
@@ -199,17 +213,24 @@ class UNet(nn.Module):
         c = self.config
         return [PixelTransformer(c.dims[i], c.heads[i], c) for _ in range(layers)] if c.attention[i] else []
 
-    def forward(self, latent: Tensor, time: Tensor, memory: Tensor) -> Tensor:
-        """latent (B, C, y, x), time (B,) in training steps, memory (B, S, M) the text -> (B, C, y, x)."""
+    def remember(self, memory: Tensor) -> Reading:
+        """What there is to read of memory (B, S, M), for many calls."""
+        summary = None if self.summary is None else self.summary(memory)
+        return Reading(summary, [level.remember(memory) for level in (*self.down, self.middle, *self.up)])
+
+    def forward(self, latent: Tensor, time: Tensor, memory: Tensor | Reading) -> Tensor:
+        """latent (B, C, y, x), time (B,) in training steps, memory (B, S, M) the text, or what `remember` made of it
+        -> (B, C, y, x)."""
+        summary, levels = memory if isinstance(memory, Reading) else self.remember(memory)
         embedding = sinusoidal(time, self.config.dims[0], interleaved=False, cos_first=True)
         time = self.time(embedding.to(latent.dtype))  # (B, E)
-        if self.summary is not None:
-            time = time + self.summary(memory)
+        if summary is not None:
+            time = time + summary
 
-        skips = [self.enter(latent)]
+        skips, read = [self.enter(latent)], iter(levels)
         for level in self.down:
-            skips += level(skips[-1], time, memory)
-        x = self.middle(skips[-1], time, memory)
+            skips += level(skips[-1], time, next(read))
+        x = self.middle(skips[-1], time, next(read))
         for level in self.up:
-            x = level(x, skips, time, memory)
+            x = level(x, skips, time, next(read))
         return self.leave(F.silu(self.norm(x)))

@@ -21,7 +21,7 @@ Network = Callable[[Tensor, float], Tensor]  # (x, time) -> what it was trained 
 Denoised = Callable[[Tensor, Level], Tensor]  # (x, level) -> the clean latent as far as can be told
 
 Condition = Mapping[str, Tensor]  # named inputs beside the latent, batch first
-ConditionalNetwork = Callable[[Tensor, float, Condition], Tensor]
+ConditionalNetwork = Callable[[Condition], Network]  # what can be made of a condition once, it makes when called
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def predict(network: Network, config: NoiseConfig) -> Denoised:
 
 
 def guided(network: ConditionalNetwork, condition: Condition, unconditional: Condition, guidance: float) -> Network:
-    """`network` bound to its condition and pushed away from `unconditional` (an empty or a negative prompt).
+    """The network under its condition, pushed away from `unconditional` (an empty or a negative prompt).
 
     Both answers come from one call with a doubled batch; at guidance 1 or below only the condition is computed. Raises
     InputError.
@@ -56,11 +56,11 @@ def guided(network: ConditionalNetwork, condition: Condition, unconditional: Con
     if not math.isfinite(guidance):
         raise InputError(f"guidance={guidance} is not a finite number")
     if guidance <= 1:
-        return lambda x, time: network(x, time, condition)
-    both = {name: torch.cat([unconditional[name], condition[name]]) for name in condition}
+        return network(condition)
+    both = network({name: torch.cat([unconditional[name], condition[name]]) for name in condition})
 
     def answer(x: Tensor, time: float) -> Tensor:
-        without, given = at_least_float32(network(torch.cat([x, x]), time, both)).chunk(2)
+        without, given = at_least_float32(both(torch.cat([x, x]), time)).chunk(2)
         return without + guidance * (given - without)
 
     return answer

@@ -27,7 +27,7 @@ from qkv.core.record import record
 from qkv.errors import CheckpointError, InputError
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.sample.denoise import levels, sample
-from qkv.sample.predict import Condition, guided, predict
+from qkv.sample.predict import Condition, Network, guided, predict
 from qkv.tasks.attention_map import AttentionMaps, heat_sheet
 from qkv.tasks.picture import Picture, Settings
 from qkv.tasks.ready import Ready, make_ready
@@ -160,9 +160,14 @@ def _denoise(
     def noise() -> Tensor:  # always drawn on the CPU, so that the device does not change the picture
         return torch.randn(shape, generator=generator).to(memory.device)
 
-    def unet(x: Tensor, time: float, condition: Condition) -> Tensor:
-        with maps.watching(model.unet) if maps else nullcontext():
-            return _finite("U-Net", model.unet, lambda: model.predict(x, time, condition["memory"]))
+    def unet(condition: Condition) -> Network:
+        read = model.remember(condition["memory"])
+
+        def answer(x: Tensor, time: float) -> Tensor:
+            with maps.watching(model.unet) if maps else nullcontext():
+                return _finite("U-Net", model.unet, lambda: model.predict(x, time, read))
+
+        return answer
 
     network = guided(unet, {"memory": memory}, {"memory": nothing}, settings.guidance)
     denoised = predict(network, model.noise)

@@ -6,6 +6,7 @@ along, unless `freeze = ["text"]` keeps it as it was. What comes out is a whole 
 
 import random
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.models.noise import NoiseConfig
 from qkv.models.unet import UNet, UNetConfig
 from qkv.sample.denoise import sample
-from qkv.sample.predict import guided, predict
+from qkv.sample.predict import Condition, Network, guided, predict
 from qkv.sample.schedules import alphas_bar
 from qkv.tasks.sheet import contact_sheet, to_images
 from qkv.text.tokenizer import Tokenizer
@@ -199,7 +200,11 @@ def preview(model: LatentDiffusion, guidance: float) -> Image:
     device = model.unet.enter.weight.device
     memory, nothing = (model.text(read(model.tokenizer, texts).to(device)) for texts in (prompts, [""]))
     condition, empty = {"memory": memory}, {"memory": nothing.expand(len(prompts), -1, -1)}
-    network = guided(lambda x, time, given: model.predict(x, time, given["memory"]), condition, empty, guidance)
+
+    def unet(given: Condition) -> Network:
+        return partial(model.predict, read=model.remember(given["memory"]))
+
+    network = guided(unet, condition, empty, guidance)
     side = model.unet.config.sample_size
     shape = (len(prompts), model.unet.config.channels, side, side)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)

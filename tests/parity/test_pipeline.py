@@ -102,7 +102,8 @@ def test_the_time_is_not_rounded_with_the_rest(theirs, tmp_path):
     model = load_latent_diffusion(tmp_path, dtype=torch.bfloat16)
     told = []
     model.unet.register_forward_pre_hook(lambda unet, given: told.append(given[1]))
-    guess = model.predict(torch.randn(2, 4, 8, 8), 999, torch.randn(2, 5, 32, dtype=torch.bfloat16))
+    read = model.remember(torch.randn(2, 5, 32))
+    guess = model.predict(torch.randn(2, 4, 8, 8), 999, read)
     assert guess.dtype is torch.bfloat16
     assert told[0].tolist() == [999.0, 999.0]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from qkv.errors import InputError, NotFoundError
 from qkv.models.noise import NoiseConfig
 from qkv.sample.denoise import SAMPLERS, Step, levels, sample
-from qkv.sample.predict import guided, predict
+from qkv.sample.predict import Network, guided, predict
 from qkv.sample.schedules import Level
 
 DETERMINISTIC = [name for name, row in SAMPLERS.items() if not row.stochastic]
@@ -206,8 +206,9 @@ def test_the_clean_latent_is_found_from_any_prediction(prediction: str, angle: f
     torch.testing.assert_close(clipped, clean.clamp(-0.5, 0.5))
 
 
-def conditional(x: Tensor, time: float, condition: Mapping[str, Tensor]) -> Tensor:
-    return torch.sin(x) * condition["memory"].mean(1)[:, :, None, None] + condition["bias"][:, None, None, None]
+def conditional(condition: Mapping[str, Tensor]) -> Network:
+    scale, shift = condition["memory"].mean(1)[:, :, None, None], condition["bias"][:, None, None, None]
+    return lambda x, time: torch.sin(time * x) * scale + shift
 
 
 X = noises(0, 2, 3, 4, 4, dtype=torch.float32)()
@@ -216,29 +217,33 @@ EMPTY = {"memory": noises(2, 2, 5, 3, dtype=torch.float32)(), "bias": torch.tens
 
 
 def test_guidance_pushes_away_from_the_unconditional() -> None:
-    given_, without = conditional(X, 3.0, GIVEN), conditional(X, 3.0, EMPTY)
+    given_, without = conditional(GIVEN)(X, 3.0), conditional(EMPTY)(X, 3.0)
     torch.testing.assert_close(guided(conditional, GIVEN, EMPTY, 7.5)(X, 3.0), 7.5 * given_ - 6.5 * without)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 0.0, -2.0])
-def test_guidance_of_one_or_less_asks_once(guidance: float) -> None:
+@pytest.mark.parametrize(("guidance", "rows"), [(1.0, 2), (0.0, 2), (-2.0, 2), (7.5, 4)])
+def test_the_condition_is_read_once(guidance: float, rows: int) -> None:
+    """And at a guidance of one or less, the unconditional one not at all."""
     seen = []
 
-    def network(x: Tensor, time: float, condition: Mapping[str, Tensor]) -> Tensor:
+    def network(condition: Mapping[str, Tensor]) -> Network:
         seen.append(condition)
-        return conditional(x, time, condition)
+        return conditional(condition)
 
-    answer = guided(network, GIVEN, EMPTY, guidance)(X, 3.0)
-    assert seen == [GIVEN]
-    assert torch.equal(answer, conditional(X, 3.0, GIVEN))
+    answer = guided(network, GIVEN, EMPTY, guidance)
+    for time in (3.0, 5.0):
+        found = answer(X, time)
+        if guidance <= 1:
+            assert torch.equal(found, conditional(GIVEN)(X, time))
+    assert [len(condition["memory"]) for condition in seen] == [rows]
 
 
 def test_guidance_in_half_precision_is_combined_in_float32() -> None:
-    def half(x: Tensor, time: float, condition: Mapping[str, Tensor]) -> Tensor:
-        return conditional(x, time, condition).half()
+    def half(condition: Mapping[str, Tensor]) -> Network:
+        return lambda x, time: conditional(condition)(x, time).half()
 
     answer = guided(half, GIVEN, EMPTY, 7.5)(X, 3.0)
-    given_, without = half(X, 3.0, GIVEN).float(), half(X, 3.0, EMPTY).float()
+    given_, without = half(GIVEN)(X, 3.0).float(), half(EMPTY)(X, 3.0).float()
     assert answer.dtype == torch.float32
     assert torch.equal(answer, without + 7.5 * (given_ - without))
 

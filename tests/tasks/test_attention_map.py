@@ -31,8 +31,8 @@ def maps_of(tiny: Path, prompt: str, size: tuple[int, int] = (8, 8)):
     words = model.tokenizer.chunks(parse(prompt))
     maps = AttentionMaps(size)
     with torch.no_grad(), maps.watching(model.unet):
-        memory = model.text(torch.from_numpy(words.ids)).flatten(0, 1)[None]
-        model.predict(torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(0)), 500.0, memory)
+        read = model.remember(model.text(torch.from_numpy(words.ids)).flatten(0, 1)[None])
+        model.predict(torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(0)), 500.0, read)
     return words, maps
 
 
