@@ -2,7 +2,7 @@
 
 Each step has two halves: pictures with captions (contrastive, a part of them in other languages), and texts
 with a teacher's vectors (WordNet's words and glosses in English, names of the data set in every language with
-the vector of their English name). The text tower that comes out reads prompts for recipe 3.
+the vector of their English name). The text tower that comes out reads prompts for recipes 3 to 5.
 
 There it learns further, and the picture tower no longer fits. Then the same recipe without a teacher goes on from both,
 the text tower held still: "LiT" (2111.07991), section 3.

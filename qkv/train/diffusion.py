@@ -1,4 +1,4 @@
-"""Recipe 3 of emblem: the U-Net, from a noisy latent and a caption to the clean latent.
+"""Recipe 5 of emblem: the U-Net, from a noisy latent and a caption to the clean latent.
 
 Latents are computed once with the finished autoencoder; captions are drawn anew at every step. The text tower learns
 along, unless `freeze = ["text"]` keeps it as it was. What comes out is a whole model folder.
@@ -32,8 +32,8 @@ from qkv.train.latents import Latents, of_pictures, rescaled, unpack
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.objectives import denoising
 from qkv.train.recipes import Context, facts, freeze
-from qkv.weights.clip import load_clip, load_text_tower
-from qkv.weights.diffusers import load_latent_diffusion, load_vae, save_latent_diffusion
+from qkv.weights.clip import load_clip, load_text_tower, published_text_tower
+from qkv.weights.diffusers import load_latent_diffusion, load_vae, save_component, save_latent_diffusion
 from qkv.weights.folder import Folder
 
 SHOWN = (
@@ -50,8 +50,8 @@ SHOWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`autoencoder` and `clip` are what recipes 1 and 2 made, or pipelines' folders; or all parts of `start` go on.
-    `latents` is a file that `qkv data emblem --latents` packed, where the data set is not here.
+    """`autoencoder` is what recipe 1 made, `clip` what recipe 4 (or 2, or 3) made, or pipelines' folders; or all parts of
+    `start` go on. `latents` is a file that `qkv data emblem --latents` packed, where the data set is not here.
 
     `freeze` names parts that learn no further ("text"). Of the captions `uncaptioned` are empty, `foreign` in one of
     `languages`, `plain` the bare name, the others full of chance, and `unstyled` silent about the drawing's style.
@@ -192,6 +192,12 @@ def read_text(path: Path) -> tuple[TextTower, Tokenizer]:
     text = load_clip(folder, dtype=torch.float32).text
     text.project = None  # the U-Net reads states, not the joined vector
     return text, Tokenizer.load(path)
+
+
+def save_text(text: TextTower, tokenizer: Tokenizer, path: Path) -> None:
+    """What `read_text` reads: a pipeline's folder of which only the text's part is there."""
+    save_component(path / "text_encoder", published_text_tower(text), dtype=torch.float16)
+    tokenizer.save(path / "tokenizer")
 
 
 def preview(model: LatentDiffusion, guidance: float) -> Image:

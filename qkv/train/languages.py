@@ -1,4 +1,4 @@
-"""Recipe 5 of emblem: a finished text tower learns other languages, and nothing else of the model moves.
+"""Recipe 4 of emblem: a finished text tower learns other languages.
 
 A caption in another language shall be what its English one is to the tower as it was: "Making monolingual sentence
 embeddings multilingual" (2004.09813), section 2, with the states that the U-Net reads in place of a sentence's vector.
@@ -8,7 +8,7 @@ it the two texts have other words. English captions are among the pupils, so tha
 
 import copy
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,20 +19,19 @@ from qkv.data.items import Item
 from qkv.models.clip import TextTower
 from qkv.text.tokenizer import Tokenizer
 from qkv.train.data import Draw
-from qkv.train.diffusion import read
+from qkv.train.diffusion import read, read_text, save_text
 from qkv.train.latents import unpack
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.recipes import Context, facts
-from qkv.weights.diffusers import load_latent_diffusion, save_latent_diffusion
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`start` is the pipeline folder whose text tower learns, `latents` a file that `qkv data emblem --latents` packed
-    where the data set is not here. `english` is the share of English captions, the others are drawn from `languages`;
-    `unstyled` of all are silent about the drawing's style. `context` cuts the texts, in tokens."""
+    """`clip` is what recipe 2 or 3 made, or a pipeline's folder; `latents` a file that `qkv data emblem --latents`
+    packed, where the data set is not here. `english` is the share of English captions, the others are drawn from
+    `languages`; `unstyled` of all are silent about the drawing's style. `context` cuts the texts, in tokens."""
 
-    start: Path
+    clip: Path
     latents: Path | None = None
     batch: int = 64
     languages: tuple[str, ...] = ("zh-hant", "de", "fr")
@@ -82,12 +81,12 @@ def imitating(pupil: TextTower, teacher: TextTower, spoken: Tensor, english: Ten
 
 def train(recipe: Recipe, context: Context) -> Result[TextTower]:
     torch.manual_seed(recipe.fit.seed)
-    begun = load_latent_diffusion(recipe.start, dtype=torch.float32)
-    pupil, teacher = begun.text.to(context.device), copy.deepcopy(begun.text).to(context.device)
+    text, tokenizer = read_text(recipe.clip)
+    pupil, teacher = text.to(context.device), copy.deepcopy(text).to(context.device)
     items = unpack(recipe.latents).items if recipe.latents else emblem.load().items
     seen = [item for item in items if item.split == "train"]
     draw = Draw.of(range(len(seen)), [item.weight for item in seen], recipe.batch, recipe.fit.seed)
-    batches = Batches(seen, draw, begun.tokenizer, recipe)
+    batches = Batches(seen, draw, tokenizer, recipe)
     unseen = [item for item in items if item.split == "validation" and not item.tone][:256]
     held = {
         code: batches.encode([captions.plain_caption(item, language=code) for item in unseen]).to(context.device)
@@ -111,5 +110,5 @@ def train(recipe: Recipe, context: Context) -> Result[TextTower]:
         validate=validate,
         progress=context.progress,
     )
-    save_latent_diffusion(replace(begun, text=result.model), context.folder / "model", dtype=torch.float16)
+    save_text(result.model, tokenizer, context.folder / "model")
     return result

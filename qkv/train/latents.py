@@ -1,4 +1,4 @@
-"""What recipe 3 of emblem trains on: the pictures as the autoencoder sees them, computed once, with their items.
+"""What recipes 3 and 5 of emblem train on: the pictures as the autoencoder sees them, computed once, with their items.
 
 `of_pictures` makes it of the data set. `pack` puts it into one file of 8 bits a number, for a machine with a GPU that
 has no data set: a thirtieth of the pictures' size.
