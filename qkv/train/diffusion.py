@@ -50,8 +50,8 @@ SHOWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`autoencoder` is what recipe 1 made, `clip` what recipe 4 (or 2, or 3) made, or pipelines' folders; or all parts of
-    `start` go on. `latents` is a file that `qkv data emblem --latents` packed, where the data set is not here.
+    """`autoencoder` and `clip` are what recipes 1 and 4 made, or pipelines' folders; or all parts of `start` go on.
+    `latents` is a file that `qkv data emblem --latents` packed, where the data set is not here.
 
     `freeze` names parts that learn no further ("text"). Of the captions `uncaptioned` are empty, `foreign` in one of
     `languages`, `plain` the bare name, the others full of chance, and `unstyled` silent about the drawing's style.
