@@ -73,6 +73,17 @@ def plain_caption(item: Item, *, language: str = "en", styled: bool = True) -> s
     return _join([part for part in (words.name, _tone(item, language), style) if part], language)
 
 
+def any_caption(
+    item: Item, rng: random.Random, *, foreign: float, languages: Sequence[str], plain: float, unstyled: float
+) -> str:
+    """One for training: with these probabilities in one of `languages`, the bare name, and silent about the style."""
+    language = rng.choice(languages) if rng.random() < foreign else "en"
+    styled = rng.random() >= unstyled
+    if rng.random() < plain:
+        return plain_caption(item, language=language, styled=styled)
+    return caption(item, rng, language=language, styled=styled)
+
+
 def texts(items: Sequence[Item]) -> Iterator[tuple[str, str]]:
     """(language, text) of all that captions are made of, each text once a language: for a tokenizer to learn from."""
     concepts = {item.concept: item for item in items}.values()

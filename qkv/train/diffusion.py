@@ -106,11 +106,10 @@ class Batches:
     def _caption(self, item: Item, rng: random.Random) -> str:
         if rng.random() < self.recipe.uncaptioned:
             return ""
-        language = rng.choice(self.recipe.languages) if rng.random() < self.recipe.foreign else "en"
-        styled = rng.random() >= self.recipe.unstyled
-        if rng.random() < self.recipe.plain:
-            return captions.plain_caption(item, language=language, styled=styled)
-        return captions.caption(item, rng, language=language, styled=styled)
+        r = self.recipe
+        return captions.any_caption(
+            item, rng, foreign=r.foreign, languages=r.languages, plain=r.plain, unstyled=r.unstyled
+        )
 
 
 def read(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
