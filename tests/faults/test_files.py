@@ -151,7 +151,7 @@ def test_hostile_header_is_refused_at_once(name: str, refused: tuple[Path, int, 
     assert HOSTILE[name][1] in reason
     assert "\n" not in reason
     assert len(reason) < 400 + len(path)
-    assert seconds < 0.1
+    assert seconds < 2  # 0.05 on an idle core; a header that is believed takes all memory
 
 
 def test_hostile_headers_take_no_memory(refused: tuple[Path, int, dict[str, tuple[float, str]]]) -> None:
