@@ -115,7 +115,7 @@ results = {}
 start = peak()
 for path in sys.argv[2:]:
     seconds = []
-    for _ in range(3):
+    for _ in range(15):
         begin = time.process_time()
         try:
             open_tensors(path)
@@ -151,7 +151,7 @@ def test_hostile_header_is_refused_at_once(name: str, refused: tuple[Path, int, 
     assert HOSTILE[name][1] in reason
     assert "\n" not in reason
     assert len(reason) < 400 + len(path)
-    assert seconds < 2  # 0.05 on an idle core; a header that is believed takes all memory
+    assert seconds < 0.1
 
 
 def test_hostile_headers_take_no_memory(refused: tuple[Path, int, dict[str, tuple[float, str]]]) -> None:
