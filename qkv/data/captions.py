@@ -9,6 +9,7 @@ by a model, grammar beyond English articles.
 import random
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -73,15 +74,28 @@ def plain_caption(item: Item, *, language: str = "en", styled: bool = True) -> s
     return _join([part for part in (words.name, _tone(item, language), style) if part], language)
 
 
-def any_caption(
-    item: Item, rng: random.Random, *, foreign: float, languages: Sequence[str], plain: float, unstyled: float
-) -> str:
-    """One for training: with these probabilities in one of `languages`, the bare name, and silent about the style."""
-    language = rng.choice(languages) if rng.random() < foreign else "en"
-    styled = rng.random() >= unstyled
-    if rng.random() < plain:
-        return plain_caption(item, language=language, styled=styled)
-    return caption(item, rng, language=language, styled=styled)
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """The captions of a training: shares of them that are empty (for guidance), in one of `languages`, the bare name in
+    place of one full of chance, and silent about the drawing's style. Raises ConfigError for an unknown language."""
+
+    empty: float = 0.0
+    foreign: float = 0.15
+    languages: tuple[str, ...] = ("zh-hant", "de", "fr")
+    plain: float = 0.6
+    unstyled: float = 0.15
+
+    def __post_init__(self) -> None:
+        check_languages(self.languages)
+
+    def __call__(self, item: Item, rng: random.Random) -> str:
+        if rng.random() < self.empty:
+            return ""
+        language = rng.choice(self.languages) if rng.random() < self.foreign else "en"
+        styled = rng.random() >= self.unstyled
+        if rng.random() < self.plain:
+            return plain_caption(item, language=language, styled=styled)
+        return caption(item, rng, language=language, styled=styled)
 
 
 def texts(items: Sequence[Item]) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ Place: the text side of `qkv data`. Source: Princeton WordNet 3.0 as Debian's `w
 file format is wndb(5WN). Left out: relations between the words, verb frames, counts.
 """
 
+import random
 from pathlib import Path
 
 from qkv.errors import CheckpointError, NotFoundError
@@ -18,6 +19,16 @@ def wordnet_glosses(folder: Path = FOLDER) -> list[tuple[str, str]]:
     Raises NotFoundError if the files are not there and CheckpointError if a line is not WordNet's.
     """
     return [pair for part in PARTS for pair in _read(folder / f"data.{part}")]
+
+
+def wordnet_texts(synsets: int) -> list[str]:
+    """The lemmas of so many synsets, and the first part of their glosses, each text once."""
+    glosses = wordnet_glosses()
+    random.Random(0).shuffle(glosses)
+    found: dict[str, None] = {}
+    for lemma, gloss in glosses[:synsets]:
+        found |= {lemma: None, gloss.split(";")[0][:160]: None}
+    return list(found)
 
 
 def _read(path: Path) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from qkv.data import captions, emblem
 from qkv.data.items import Item
-from qkv.data.wordnet import wordnet_glosses
+from qkv.data.wordnet import wordnet_glosses, wordnet_texts
 from qkv.errors import ConfigError
 from qkv.models.clip import CLIP, TextConfig, VisionConfig
 from qkv.models.preprocess import Preprocess
@@ -166,18 +166,12 @@ def learn_tokenizer(items: list[Item], glosses: list[tuple[str, str]], vocab: in
 
 def gather_texts(items: list[Item], teacher: Path, recipe: Recipe, progress: bool) -> Texts:
     """WordNet's lemmas and glosses, and the items' names in every language."""
-    glosses = wordnet_glosses()
-    random.Random(0).shuffle(glosses)
-    groups: dict[str, set[str]] = {}
-    for lemma, gloss in glosses[: recipe.glosses]:
-        groups.setdefault(lemma, {lemma})
-        groups.setdefault(gloss.split(";")[0][:160], {gloss.split(";")[0][:160]})
+    groups: dict[str, set[str]] = {text: {text} for text in wordnet_texts(recipe.glosses)}
     for item in items:
         spellings = groups.setdefault(item.name, {item.name})
         spellings.update(words.name for words in item.words.values())
     ours = sorted(groups)
-    path = emblem.data_folder().parent / "teacher"
-    return Texts([tuple(sorted(groups[text])) for text in ours], vectors(teacher, ours, path, progress=progress))
+    return Texts([tuple(sorted(groups[text])) for text in ours], vectors(teacher, ours, progress=progress))
 
 
 def train(recipe: Recipe, context: Context) -> Result[Student]:

@@ -5,7 +5,7 @@ along, unless `freeze = ["text"]` keeps it as it was. What comes out is a whole 
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from qkv.data import captions
+from qkv.data.captions import Mix
 from qkv.data.items import Item
 from qkv.errors import ConfigError
 from qkv.models.clip import TextTower
@@ -25,7 +26,7 @@ from qkv.sample.denoise import sample
 from qkv.sample.predict import Condition, Network, guided, predict
 from qkv.sample.schedules import alphas_bar
 from qkv.tasks.sheet import contact_sheet, to_images
-from qkv.text.tokenizer import Tokenizer
+from qkv.text.tokenizer import CONTEXT, Tokenizer
 from qkv.text.weighting import Segment
 from qkv.train.data import Draw
 from qkv.train.latents import Latents, of_pictures, rescaled, unpack
@@ -53,9 +54,7 @@ class Recipe:
     """`autoencoder` and `clip` are what recipes 1 and 4 made, or pipelines' folders; or all parts of `start` go on.
     `latents` is a file that `qkv data emblem --latents` packed, where the data set is not here.
 
-    `freeze` names parts that learn no further ("text"). Of the captions `uncaptioned` are empty, `foreign` in one of
-    `languages`, `plain` the bare name, the others full of chance, and `unstyled` silent about the drawing's style.
-    `tilt` is that of `objectives.denoising`.
+    `freeze` names parts that learn no further ("text"); `tilt` is that of `objectives.denoising`.
     """
 
     model: UNetConfig
@@ -66,17 +65,10 @@ class Recipe:
     latents: Path | None = None
     freeze: tuple[str, ...] = ()
     batch: int = 32
-    uncaptioned: float = 0.1
-    foreign: float = 0.1
-    languages: tuple[str, ...] = ("zh-hant", "de", "fr")
-    plain: float = 0.0
-    unstyled: float = 0.15
+    captions: Mix = field(default_factory=Mix)
     tilt: float = 1.0
     guidance: float = 4.0
     fit: FitConfig
-
-    def __post_init__(self) -> None:
-        captions.check_languages(self.languages)
 
 
 class Drawer(nn.Module):
@@ -89,32 +81,24 @@ class Drawer(nn.Module):
 
 @dataclass(frozen=True)
 class Batches:
-    """(latents (B, C, y, x), token ids of their captions (B, T)) of a step; a part of the captions is empty."""
+    """(latents (B, C, y, x), token ids of their captions (B, T)) of a step."""
 
     latents: Latents
     items: list[Item]
     draw: Draw
     tokenizer: Tokenizer
-    recipe: Recipe
+    mix: Mix
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         rows = self.draw.at(step)
         rng = random.Random(f"{self.draw.seed} {step}")
-        ids = read(self.tokenizer, [self._caption(self.items[row], rng) for row in rows])
+        ids = read(self.tokenizer, [self.mix(self.items[row], rng) for row in rows])
         return torch.from_numpy(self.latents[rows].astype(np.float32)), ids
 
-    def _caption(self, item: Item, rng: random.Random) -> str:
-        if rng.random() < self.recipe.uncaptioned:
-            return ""
-        r = self.recipe
-        return captions.any_caption(
-            item, rng, foreign=r.foreign, languages=r.languages, plain=r.plain, unstyled=r.unstyled
-        )
 
-
-def read(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
-    """Token ids (B, T), each text's first chunk, as `draw` hands them to the text tower."""
-    return torch.from_numpy(np.stack([tokenizer.chunks([Segment(text)]).ids[0] for text in texts]))
+def read(tokenizer: Tokenizer, texts: list[str], context: int = CONTEXT) -> Tensor:
+    """Token ids (B, context), each text's first chunk, as `draw` hands them to the text tower."""
+    return torch.from_numpy(np.stack([tokenizer.chunks([Segment(text)], context).ids[0] for text in texts]))
 
 
 def train(recipe: Recipe, context: Context) -> Result[Drawer]:
@@ -129,7 +113,7 @@ def train(recipe: Recipe, context: Context) -> Result[Drawer]:
     drawer = Drawer(begun.text, begun.unet).to(context.device)
     freeze(drawer, recipe.freeze)
     draw = Draw.of([item.row for item in seen], [item.weight for item in seen], recipe.batch, recipe.fit.seed)
-    batches = Batches(latents, data.items, draw, tokenizer, recipe)
+    batches = Batches(latents, data.items, draw, tokenizer, recipe.captions)
     bar = torch.from_numpy(np.asarray(alphas_bar(recipe.noise))).to(context.device)
     held = [item for item in data.items if item.split == "validation" and not item.tone][:128]
     held_ids = read(tokenizer, [captions.plain_caption(item) for item in held]).to(context.device)

@@ -12,7 +12,7 @@ read both out of the states; the heads are not kept. The end token's own state s
 
 import copy
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from qkv.data import captions
+from qkv.data.captions import Mix
 from qkv.data.items import Item
 from qkv.errors import ConfigError
 from qkv.models.clip import TextTower
 from qkv.text.tokenizer import Tokenizer
 from qkv.train.batch import to_device
+from qkv.train.borrowing import Borrowers
 from qkv.train.data import Draw
 from qkv.train.diffusion import read, read_text, save_text
 from qkv.train.latents import Latents, of_pictures, unpack
@@ -34,29 +36,32 @@ from qkv.train.recipes import Context, facts
 from qkv.weights.diffusers import load_vae
 from qkv.weights.folder import Folder
 
+HELD = 4  # asking the tower as it was about every caption would take a fifth of a step
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """`autoencoder` and `clip` are what recipes 1 and 2 made, or pipelines' folders; `latents` is a file that `qkv data
     emblem --latents` packed, where the data set is not here. `patch` is the side of a patch, in numbers of the latent.
-    Of the captions `foreign` are in one of `languages`, `plain` the bare name, `unstyled` silent about the drawing's
-    style."""
+    Beside `batch` captions stand `texts` of `synsets` of WordNet's entries, that borrow their drafts (borrowing.py) as
+    `teacher` finds them, the folder of a sentence encoder."""
 
     autoencoder: Path
     clip: Path
     latents: Path | None = None
     batch: int = 128
+    texts: int = 0
+    synsets: int = 60_000
+    teacher: Path | None = None
     components: int = 256
     begin: int = 24
     patch: int = 4
-    foreign: float = 0.15
-    languages: tuple[str, ...] = ("zh-hant", "de", "fr")
-    plain: float = 0.7
-    unstyled: float = 0.1
+    captions: Mix = field(default_factory=Mix)
     fit: FitConfig
 
     def __post_init__(self) -> None:
-        captions.check_languages(self.languages)
+        if self.texts and self.teacher is None:
+            raise ConfigError(f"texts={self.texts} need a teacher, the folder of a sentence encoder; set teacher")
 
 
 class Draft(NamedTuple):
@@ -95,25 +100,25 @@ class Drafts:
 
 
 class Drafter(nn.Module):
-    """The text tower, and the heads that read the draft out of its states."""
+    """The text tower, and the heads that read the draft out of its first `context` states."""
 
     def __init__(self, text: TextTower, *, components: int, patches: int, patch_dim: int, begin: int) -> None:
         super().__init__()
-        context, dim = text.config.context, text.config.dim
-        if not 0 < begin <= context - patches:
-            raise ConfigError(f"begin={begin} is out of range; {patches} patches fit from 1 to {context - patches}")
-        self.text, self.begin, self.end = text, begin, begin + patches
+        room, dim = text.config.context - patches, text.config.dim
+        if not 0 < begin <= room:
+            raise ConfigError(f"begin={begin} is out of range; {patches} patches fit from 1 to {room}")
+        self.text, self.begin, self.context = text, begin, begin + patches
         self.whole, self.patch = nn.Linear(dim, components), nn.Linear(dim, patch_dim)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Draft]:
-        """ids (B, T) -> the states (B, begin + P, D) and what they tell; the whole is told often, (B, begin, K)."""
-        states = self.text(ids[:, : self.end])
+        """ids (B, context) -> the states (B, context, D) and what they tell; the whole often, (B, begin, K)."""
+        states = self.text(ids)
         return states, Draft(self.whole(states[:, : self.begin]), self.patch(states[:, self.begin :]))
 
 
 class Errors(NamedTuple):
-    """Mean squared errors of captions, each (B,): of whole and patches for a number of the latent, and how far the end
-    token's state moved."""
+    """Mean squared errors of captions: of whole and patches for a number of the latent, each (B,), and how far the end
+    token's state of every HELD-th moved."""
 
     whole: Tensor
     patches: Tensor
@@ -121,41 +126,45 @@ class Errors(NamedTuple):
 
 
 def errors(drafter: Drafter, teacher: TextTower, ids: Tensor, wanted: Draft) -> Errors:
-    """For token ids (B, T) and the drafts of their pictures; `teacher` is the tower as it was."""
+    """For token ids (B, context) and the drafts of their pictures; `teacher` is the tower as it was."""
     states, told = drafter(ids)
+    held = ids[::HELD]
     with torch.no_grad():
-        before = teacher.pool(teacher(ids[:, : drafter.end]), ids)
+        before = teacher.pool(teacher(held), held)
     over = (ids == teacher.config.end).cumsum(1)[:, : drafter.begin] > 1  # behind the first one
     whole = (told.whole.float() - wanted.whole[:, None]).square().sum(-1) / wanted.patches[0].numel()  # (B, begin)
     return Errors(
         whole=(whole * over).sum(1) / over.sum(1).clamp_min(1),
         patches=(told.patches.float() - wanted.patches).square().mean((1, 2)),
-        moved=(teacher.pool(states, ids).float() - before.float()).square().mean(-1),
+        moved=(teacher.pool(states[::HELD], held).float() - before.float()).square().mean(-1),
     )
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Token ids (B, T) of captions, and the drafts of their pictures."""
+    """Token ids (B, context) of captions and texts, and the drafts of their pictures."""
 
     latents: Latents
     drafts: Drafts
     items: list[Item]
+    borrowers: Borrowers | None
     draw: Draw
     tokenizer: Tokenizer
-    recipe: Recipe
+    context: int
+    texts: int
+    mix: Mix
 
     def __call__(self, step: int) -> tuple[Tensor, Draft]:
         rows = self.draw.at(step)
         rng = random.Random(f"{self.draw.seed} {step}")
-        ids = read(self.tokenizer, [self._caption(self.items[row], rng) for row in rows])
-        return ids, self.drafts(torch.from_numpy(self.latents[rows].astype(np.float32)))
-
-    def _caption(self, item: Item, rng: random.Random) -> str:
-        r = self.recipe
-        return captions.any_caption(
-            item, rng, foreign=r.foreign, languages=r.languages, plain=r.plain, unstyled=r.unstyled
-        )
+        spoken = [self.mix(self.items[row], rng) for row in rows]
+        latents = self.latents[rows].astype(np.float32)
+        if self.borrowers:
+            loans = [self.borrowers.pick(rng) for _ in range(self.texts)]
+            spoken += [captions.plain_caption(loan.item, styled=rng.random() >= self.mix.unstyled) for loan in loans]
+            lent = [np.tensordot(loan.shares, self.latents[loan.rows].astype(np.float32), 1) for loan in loans]
+            latents = np.concatenate((latents, np.stack(lent)))
+        return read(self.tokenizer, spoken, self.context), self.drafts(torch.from_numpy(latents))
 
 
 def train(recipe: Recipe, context: Context) -> Result[Drafter]:
@@ -171,16 +180,21 @@ def train(recipe: Recipe, context: Context) -> Result[Drafter]:
     drafts = Drafts.of(
         torch.from_numpy(latents[rows].astype(np.float32)), torch.tensor(weights), recipe.components, recipe.patch
     )
-    draw = Draw.of(rows, weights, recipe.batch, recipe.fit.seed)
-    batches = Batches(latents, drafts, data.items, draw, tokenizer, recipe)
     held = [item for item in data.items if item.split == "validation" and not item.tone][:256]
-    held_ids = read(tokenizer, [captions.plain_caption(item) for item in held]).to(context.device)
     held_latents = torch.from_numpy(latents[[item.row for item in held]].astype(np.float32))
     held_drafts: Draft = to_device(drafts(held_latents), context.device)
 
     patches, patch_dim = held_drafts.patches.shape[1:]
     drafter = Drafter(text, components=recipe.components, patches=patches, patch_dim=patch_dim, begin=recipe.begin).to(
         context.device
+    )
+    held_ids = read(tokenizer, [captions.plain_caption(item) for item in held], drafter.context).to(context.device)
+    draw = Draw.of(rows, weights, recipe.batch, recipe.fit.seed)
+    borrowers = None
+    if recipe.texts and recipe.teacher:
+        borrowers = Borrowers.of(seen, recipe.teacher, recipe.synsets, progress=context.progress)
+    batches = Batches(
+        latents, drafts, data.items, borrowers, draw, tokenizer, drafter.context, recipe.texts, recipe.captions
     )
     teacher = copy.deepcopy(text).requires_grad_(False).eval()
 

@@ -64,7 +64,7 @@ class Batches:
         return self.encode(spoken), self.encode(english)
 
     def encode(self, texts: list[str]) -> Tensor:
-        return read(self.tokenizer, texts)[:, : self.recipe.context]
+        return read(self.tokenizer, texts, self.recipe.context)
 
 
 def imitating(pupil: TextTower, teacher: TextTower, spoken: Tensor, english: Tensor) -> Tensor:

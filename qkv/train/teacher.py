@@ -15,6 +15,7 @@ import tokenizers
 import torch
 from rich.progress import track
 
+from qkv.data import emblem
 from qkv.errors import NotFoundError
 from qkv.weights.bert import load_bert
 from qkv.weights.files import replacing
@@ -24,12 +25,12 @@ LONGEST = 64  # tokens of a text that the teacher reads
 Vectors = npt.NDArray[np.float16]
 
 
-def vectors(teacher: Path, texts: Sequence[str], cache: Path, *, progress: bool = True) -> Vectors:
-    """The teacher's vectors (N, D), of length 1, of N texts; kept in `cache` under a hash of both."""
+def vectors(teacher: Path, texts: Sequence[str], *, progress: bool = True) -> Vectors:
+    """The teacher's vectors (N, D), of length 1, of N texts; kept beside the data set under a hash of both."""
     if not (teacher / "tokenizer.json").is_file():
         raise NotFoundError(f"no sentence encoder in {teacher}; the recipe says where to get one")
     digest = hashlib.sha256("\0".join((str(teacher), *texts)).encode()).hexdigest()[:16]
-    path = cache / f"teacher-{digest}.npy"
+    path = emblem.data_folder().parent / "teacher" / f"{digest}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         made = _embed(teacher, texts, progress)

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from qkv import classify, draw
-from qkv.data import emblem
+from qkv.data import emblem, wordnet
 from qkv.data.emblem import EmblemData
 from qkv.data.items import Item, Words
 from qkv.errors import ConfigError
 from qkv.tasks.embed_clip import load_clip_embedder
-from qkv.train import clip
+from qkv.train import borrowing, clip
 from qkv.train.diffusion import read_text
 from qkv.train.recipes import run
 from qkv.weights.folder import Folder
@@ -45,10 +45,12 @@ FIT = ["fit.steps=2", "fit.log_every=1", "fit.sample_every=1", "fit.save_every=1
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("QKV_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(emblem, "load", squares)
-    monkeypatch.setattr(clip, "wordnet_glosses", lambda: [("cat", "a small animal; it purrs"), ("sun", "a star")])
-    monkeypatch.setattr(
-        clip, "vectors", lambda teacher, texts, cache, progress: np.eye(len(texts), 32, dtype=np.float16)
-    )
+    for module in (clip, wordnet):
+        monkeypatch.setattr(module, "wordnet_glosses", lambda: [("cat", "a small animal; it purrs"), ("sun", "a star")])
+    for module in (clip, borrowing):
+        monkeypatch.setattr(
+            module, "vectors", lambda teacher, texts, progress: np.eye(len(texts), 32, dtype=np.float16)
+        )
     return tmp_path
 
 
@@ -73,7 +75,7 @@ def test_the_recipes_make_a_model_that_draws(home: Path) -> None:
     run(recipes / "emblem-clip.toml", [*FIT, *small_clip], folder=runs / "clip", progress=False)
 
     parts = [f'autoencoder="{runs}/vae/model"', f'clip="{runs}/clip/model"', "model.memory_dim=32", "freeze=[]"]
-    sketch = [*parts[:2], "components=8", "fit.steps=30"]
+    sketch = [*parts[:2], "components=8", "texts=4", "fit.steps=30"]
     run(recipes / "emblem-draft.toml", [*FIT, *sketch], folder=runs / "draft", progress=False)
     rows = [json.loads(line) for line in (runs / "draft/metrics.jsonl").open()]
     wrong = [row["patches"] for row in rows if "patches" in row]
@@ -117,8 +119,14 @@ def test_the_recipes_make_a_model_that_draws(home: Path) -> None:
 
     more = [*FIT[1:], "fit.steps=3", *parts, *small_unet]
     assert run(recipes / "emblem-unet.toml", more, folder=runs / "unet", resume=True, progress=False).steps == 3
-    with pytest.raises(ConfigError, match="uncaptioned=0.5 was 0.1"):
-        run(recipes / "emblem-unet.toml", [*more, "uncaptioned=0.5"], folder=runs / "unet", resume=True, progress=False)
+    with pytest.raises(ConfigError, match="captions.empty=0.5 was 0.1"):
+        run(
+            recipes / "emblem-unet.toml",
+            [*more, "captions.empty=0.5"],
+            folder=runs / "unet",
+            resume=True,
+            progress=False,
+        )
 
 
 def test_clip_with_siglips_loss(home: Path) -> None:
@@ -146,6 +154,7 @@ def test_wrong_recipes_are_named(home: Path) -> None:
         ('task = "autoencoder"\nfreeze = ["x"]\n[fit]\nsteps = 1', "freeze='x' is the start of no parameter's name"),
         ('task = "clip"\n[fit]\nsteps = 1', "a CLIP from scratch needs a teacher"),
         ('task = "clip"\nstart = "a"\n[fit]\nsteps = 1', "start and reader go together"),
+        ('task = "draft"\nautoencoder = "a"\nclip = "a"\ntexts = 8\n[fit]\nsteps = 1', "texts=8 need a teacher"),
         ('task = "diffusion"\n[model]\n[noise]\n[fit]\nsteps = 1', "autoencoder and clip are both needed"),
     ):
         file.write_text(text)
