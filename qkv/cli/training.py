@@ -15,6 +15,10 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/NAME.toml.")],
     changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="In place of its own.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Begin with the last checkpoint of this run's folder, with other settings."),
+    ] = None,
     folder: Annotated[Path | None, typer.Option(help="Where to; runs/NAME if not given.")] = None,
 ) -> None:
     """Train a model from a recipe."""
@@ -24,7 +28,7 @@ def train(
     device = str(find_device(shared.device or "auto"))
     changes = [*(changes or []), *_precision(shared.dtype)]
     with threads(shared.threads):
-        result = run(recipe, changes, folder=folder, device=device, resume=resume, progress=not shared.json)
+        result = run(recipe, changes, folder=folder, device=device, resume=start or resume, progress=not shared.json)
     values = {"checkpoint": str(result.checkpoint), "steps": result.steps, "loss": result.loss, "ended": result.ended}
     shared.say(str(result.checkpoint), values)
     if result.ended == "signal":

@@ -117,7 +117,7 @@ def fit(
     folder: Path,
     *,
     recipe: Mapping[str, Any] | None = None,
-    resume: bool = False,
+    resume: bool | Path = False,
     samples: Callable[[Model, int], Image | str | None] | None = None,
     validate: Callable[[Model, int], Mapping[str, float]] | None = None,
     progress: bool = True,
@@ -128,11 +128,12 @@ def fit(
     tuples, lists, dicts) are moved to the model's device. `objective(model, batch, generator)` runs under
     autocast; the generator lives on the model's device. `samples` and `validate` get the averaged model and the
     step every `sample_every` steps and at the end. `recipe` is the rest of the run's configuration (model, data
-    and their hashes): it is saved, and a resume with another one is refused. `resume` starts an empty folder too.
+    and their hashes): it is saved, and a resume with another one is refused. `resume` starts an empty folder too; if it
+    is another run's folder, with that run's newest checkpoint, whatever was configured there: training in stages.
 
     A step with a loss or gradient that is not finite is skipped; SIGINT and SIGTERM end after the step, saved.
-    Raises InputError (folder in use or holding a run), ConfigError (resumed with another configuration),
-    CheckpointError, OutputError, and QkvError after 5 skipped steps in a row.
+    Raises InputError (folder in use or holding a run, nothing to go on from), ConfigError (resumed with another
+    configuration), CheckpointError, OutputError, and QkvError after 5 skipped steps in a row.
     """
     ended: Literal["done", "minutes", "signal"] = "done"
     deadline = time.monotonic() + (config.minutes * 60 if config.minutes else math.inf)
@@ -194,11 +195,17 @@ class _Run(Generic[Model]):
         self.step, self.history = 0, _History()
         self.progress = progress
 
-    def open(self, resume: bool) -> None:
-        """Begin in an empty folder, or where its newest checkpoint left off."""
+    def open(self, resume: bool | Path) -> None:
+        """Begin in an empty folder, or where its or another run's newest checkpoint left off."""
         saved = checkpoint.load(self.folder)
         if saved and not resume:
             raise InputError(f"{self.folder} holds a run at step {saved.step}; resume it or train in another folder")
+        if saved:
+            self._check_unchanged(saved)
+        elif isinstance(resume, Path):
+            saved = checkpoint.load(resume)
+            if saved is None:
+                raise InputError(f"{resume} holds no checkpoint to go on from; give a folder that a run has saved in")
         if saved:
             self._restore(saved)
         budget = self.config.minutes * 60 if self.config.minutes else math.inf
@@ -211,9 +218,20 @@ class _Run(Generic[Model]):
         write_file(self.folder / "config.json", json.dumps(self.facts, indent=2).encode())
         curve.rewind(self.metrics, self.step)
 
+    def _check_unchanged(self, saved: checkpoint.Checkpoint) -> None:
+        """ConfigError that names the keys in which a resumed run would differ from the one it resumes."""
+        old, new = dict(_flatten(saved.facts.get("config", {}))), dict(_flatten(json.loads(json.dumps(self.facts))))
+        changed = sorted(key for key in (old.keys() | new.keys()) - CADENCE if old.get(key) != new.get(key))
+        if changed:
+            named = "; ".join(
+                f"{key}={shorten(repr(new.get(key)))} was {shorten(repr(old.get(key)))}" for key in changed[:3]
+            )
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            advice = f"set it back, or let another folder begin --from {self.folder}"
+            raise ConfigError(f"cannot resume {saved.path}: {named}{more}; {advice}")
+
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         try:
-            _check_unchanged(saved.facts["config"], json.loads(json.dumps(self.facts)), saved.path)
             for module, group in ((self.model, "model"), (self.average, "ema")):
                 missing, surplus = module.load_state_dict(saved.groups[group], strict=False)
                 if surplus or not self.frozen.issuperset(missing):
@@ -332,18 +350,6 @@ class _Run(Generic[Model]):
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.dtype == "bf16")
-
-
-def _check_unchanged(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
-    """ConfigError that names the keys in which a resumed run would differ from the one it resumes."""
-    old, new = dict(_flatten(saved)), dict(_flatten(given))
-    changed = sorted(key for key in (old.keys() | new.keys()) - CADENCE if old.get(key) != new.get(key))
-    if changed:
-        named = "; ".join(
-            f"{key}={shorten(repr(new.get(key)))} was {shorten(repr(old.get(key)))}" for key in changed[:3]
-        )
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise ConfigError(f"cannot resume {path}: {named}{more}; set it back or train in another folder")
 
 
 def _flatten(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,7 +23,7 @@ class Context:
 
     folder: Path
     device: torch.device
-    resume: bool
+    resume: bool | Path
     progress: bool = True
 
 
@@ -69,10 +69,11 @@ def run(
     *,
     folder: Path | None = None,
     device: str = "cpu",
-    resume: bool = False,
+    resume: bool | Path = False,
     progress: bool = True,
 ) -> Result[Any]:
-    """Trains the recipe at `path` in `folder` (default: runs/<its name>). Raises ConfigError and what `fit` does."""
+    """Trains the recipe at `path` in `folder` (default: runs/<its name>), `resume` as in `fit`. Raises ConfigError and
+    what `fit` does."""
     values = read_toml(path, overrides)
     table, task = tasks(), values.pop("task", None)
     if not isinstance(task, str):

@@ -58,7 +58,9 @@ def denoise(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generat
     return Loss(loss, {"psnr": -10 * loss.detach().log10()})
 
 
-def train(folder: Path, steps: int, model: nn.Module | None = None, resume: bool = False, **options: object) -> Result:
+def train(
+    folder: Path, steps: int, model: nn.Module | None = None, resume: bool | Path = False, **options: object
+) -> Result:
     hooks = {key: options.pop(key) for key in ("samples", "validate", "recipe") if key in options}
     given = {"dtype": "fp32", "optim": FAST, "log_every": 3, "save_every": 4, "sample_every": 1000, **options}
     config = FitConfig(steps=steps, **given)  # type: ignore[arg-type]
@@ -258,6 +260,31 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a run at step 4; resume it"):
         train(tmp_path, 8)
     assert train(tmp_path, 4, resume=True).steps == 4  # nothing left to do
+
+
+def test_another_stage_begins_where_a_run_ended_with_settings_of_its_own(tmp_path: Path) -> None:
+    hotter = OptimConfig(lr=1e-1, warmup=5)
+    train(tmp_path / "first", 4)
+    with pytest.raises(
+        ConfigError, match=r"cannot resume .*fit\.optim\.lr=0\.1 was .* another folder begin --from .*first"
+    ):
+        train(tmp_path / "first", 8, resume=True, optim=hotter)
+    train(tmp_path / "second", 8, resume=tmp_path / "first", optim=hotter)
+    assert [record["step"] for record in records(tmp_path / "second")] == [6]
+    train(tmp_path / "second", 10, resume=tmp_path / "first", optim=hotter)  # said again, it goes on with its own
+    assert [record["step"] for record in records(tmp_path / "second")] == [6, 9]
+
+    train(tmp_path / "whole", 8)
+    train(tmp_path / "same", 8, resume=tmp_path / "first")
+    whole, same, other = (load(tmp_path / name) for name in ("whole", "same", "second"))
+    assert whole is not None
+    assert same is not None
+    assert other is not None
+    for name, tensor in whole.groups["model"].items():
+        assert torch.equal(tensor, same.groups["model"][name])
+        assert not torch.equal(tensor, other.groups["model"][name])
+    with pytest.raises(InputError, match="nowhere holds no checkpoint to go on from"):
+        train(tmp_path / "third", 8, resume=tmp_path / "nowhere")
 
 
 def test_curves_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
