@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from qkv.data.items import Item
 from qkv.data.wordnet import wordnet_texts
+from qkv.errors import InputError
 from qkv.train.teacher import vectors
 
 LENDERS = 3  # pictures that a text borrows
@@ -44,7 +45,7 @@ class Borrowers:
 
     @classmethod
     def of(cls, items: Sequence[Item], teacher: Path, synsets: int, *, progress: bool = True) -> "Borrowers":
-        """WordNet's texts that have a near one among the names of `items`. Raises NotFoundError."""
+        """WordNet's texts that have a near one among the names of `items`. Raises NotFoundError, InputError."""
         by_name: dict[str, dict[str, Item]] = {}
         for item in items:
             if not item.tone:
@@ -54,13 +55,15 @@ class Borrowers:
         asking = vectors(teacher, texts, progress=progress)
         listed = min(LISTED, len(names))
         nearest, cosines = [], []
-        for start in range(0, len(texts), 4096):
+        for start in range(0, len(texts), 4096):  # all at once would take gigabytes
             alike = asking[start : start + 4096].astype(np.float32) @ known.T
             order = np.argsort(-alike, axis=1)[:, :listed]
             nearest.append(order)
             cosines.append(np.take_along_axis(alike, order, axis=1))
         found, cosine = np.concatenate(nearest), np.concatenate(cosines)
         near = np.flatnonzero(cosine[:, 0] >= NEAR)
+        if not len(near):
+            raise InputError(f"no text of synsets={synsets} is near the name of a picture; give more, or texts=0")
         return cls([texts[place] for place in near], found[near], cosine[near], list(by_name.values()))
 
     def pick(self, rng: random.Random) -> Loan:

@@ -60,6 +60,8 @@ class Recipe:
     fit: FitConfig
 
     def __post_init__(self) -> None:
+        if self.texts < 0 or self.synsets < 1:
+            raise ConfigError(f"texts={self.texts}, synsets={self.synsets}; they must be 0 or more, and 1 or more")
         if self.texts and self.teacher is None:
             raise ConfigError(f"texts={self.texts} need a teacher, the folder of a sentence encoder; set teacher")
 

@@ -200,14 +200,13 @@ class _Run(Generic[Model]):
         saved = checkpoint.load(self.folder)
         if saved and not resume:
             raise InputError(f"{self.folder} holds a run at step {saved.step}; resume it or train in another folder")
-        if saved:
-            self._check_unchanged(saved)
-        elif isinstance(resume, Path):
+        ours = saved is not None
+        if not ours and isinstance(resume, Path):
             saved = checkpoint.load(resume)
             if saved is None:
                 raise InputError(f"{resume} holds no checkpoint to go on from; give a folder that a run has saved in")
         if saved:
-            self._restore(saved)
+            self._restore(saved, unchanged=ours)
         budget = self.config.minutes * 60 if self.config.minutes else math.inf
         self.meter = Meter(self.step, self.config.steps, budget, self.progress)
         if saved:
@@ -220,7 +219,7 @@ class _Run(Generic[Model]):
 
     def _check_unchanged(self, saved: checkpoint.Checkpoint) -> None:
         """ConfigError that names the keys in which a resumed run would differ from the one it resumes."""
-        old, new = dict(_flatten(saved.facts.get("config", {}))), dict(_flatten(json.loads(json.dumps(self.facts))))
+        old, new = dict(_flatten(saved.facts["config"])), dict(_flatten(json.loads(json.dumps(self.facts))))
         changed = sorted(key for key in (old.keys() | new.keys()) - CADENCE if old.get(key) != new.get(key))
         if changed:
             named = "; ".join(
@@ -230,8 +229,10 @@ class _Run(Generic[Model]):
             advice = f"set it back, or let another folder begin --from {self.folder}"
             raise ConfigError(f"cannot resume {saved.path}: {named}{more}; {advice}")
 
-    def _restore(self, saved: checkpoint.Checkpoint) -> None:
+    def _restore(self, saved: checkpoint.Checkpoint, *, unchanged: bool) -> None:
         try:
+            if unchanged:
+                self._check_unchanged(saved)
             for module, group in ((self.model, "model"), (self.average, "ema")):
                 missing, surplus = module.load_state_dict(saved.groups[group], strict=False)
                 if surplus or not self.frozen.issuperset(missing):

@@ -11,6 +11,7 @@ import torch
 
 from qkv.data.captions import Mix
 from qkv.data.items import Item, Words
+from qkv.errors import InputError
 from qkv.models.clip import TextConfig, TextTower
 from qkv.text.tokenizer import train_tokenizer
 from qkv.train import borrowing
@@ -18,7 +19,7 @@ from qkv.train.borrowing import LENDERS, TEMPERATURE, Borrowers
 from qkv.train.data import Draw
 from qkv.train.draft import Batches, Draft, Drafter, Drafts, errors
 
-DEGREES = {"beaver": 0, "badger": 10, "dog": 25, "wolf": 30, "otter": 2, "sofa": 175, "justice": 95}
+DEGREES = {"beaver": 0, "badger": 10, "dog": 25, "wolf": 30, "otter": 2, "sofa": 175, "justice": 95, "under": 270}
 
 
 def unit(degrees: float) -> list[float]:
@@ -51,6 +52,8 @@ def borrowers(monkeypatch: pytest.MonkeyPatch) -> Borrowers:
 
 def test_what_is_near_to_nothing_borrows_nothing(borrowers: Borrowers) -> None:
     assert borrowers.texts == ["otter"]
+    with pytest.raises(InputError, match="no text of synsets=3 is near the name of a picture"):
+        Borrowers.of([item(0, "under", "flat")], Path("teacher"), 3)
 
 
 def test_the_nearest_lend_in_one_style(borrowers: Borrowers) -> None:

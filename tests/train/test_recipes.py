@@ -155,6 +155,10 @@ def test_wrong_recipes_are_named(home: Path) -> None:
         ('task = "clip"\n[fit]\nsteps = 1', "a CLIP from scratch needs a teacher"),
         ('task = "clip"\nstart = "a"\n[fit]\nsteps = 1', "start and reader go together"),
         ('task = "draft"\nautoencoder = "a"\nclip = "a"\ntexts = 8\n[fit]\nsteps = 1', "texts=8 need a teacher"),
+        (
+            'task = "draft"\nautoencoder = "a"\nclip = "a"\ntexts = -1\n[fit]\nsteps = 1',
+            "texts=-1, synsets=60000; they",
+        ),
         ('task = "diffusion"\n[model]\n[noise]\n[fit]\nsteps = 1', "autoencoder and clip are both needed"),
     ):
         file.write_text(text)
