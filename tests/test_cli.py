@@ -207,6 +207,17 @@ def test_an_unknown_model_is_one_line(qkv: Callable[..., Ran], model: str) -> No
     assert model != "emblen" or "did you mean emblem" in ran.err
 
 
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [("drow", "did you mean draw?"), ("models ls", "known: rm"), ("eval pictures", "known: clip, emblem")],
+)
+def test_an_unknown_command_is_one_line(qkv: Callable[..., Ran], command: str, reason: str) -> None:
+    ran = qkv(*command.split())
+    assert (ran.code, ran.out) == (2, "")
+    assert re.fullmatch(r"qkv: error: unknown command '\w+'; [^\n]+\n", ran.err)
+    assert reason in ran.err
+
+
 def test_a_full_disk(quick: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     """A file may have 1,000 bytes, as if then the disk were full: the old picture stays, and nothing else is left."""
     quick("a dog", "-o", "a.png")

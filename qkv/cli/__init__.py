@@ -8,6 +8,7 @@ own, and shell completion.
 import atexit
 import gc
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
@@ -16,7 +17,7 @@ import typer
 
 from qkv.cli import evaluating, models, pictures, text, training, translate, understand
 from qkv.cli.shared import INTERRUPTED, Shared, verb
-from qkv.errors import QkvError, shorten
+from qkv.errors import QkvError, shorten, unknown
 
 __all__ = ["Shared", "app", "main", "verb"]
 
@@ -120,6 +121,8 @@ def _complain(error: Exception) -> int:
 def _usage(error: Exception) -> str:
     """What typer found wrong on the command line, with what it leaves out: the value, and what to do."""
     text = str(error.format_message())  # type: ignore[attr-defined]
+    if missing := re.match("No such command '(.*?)'", text):
+        return unknown("command", missing[1], error.ctx.command.commands)  # type: ignore[attr-defined]
     wrong: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()  # pydantic's, in newer versions of typer
     if wrong:
         text = f"{text.partition(',')[0]}, not {shorten(str(wrong[0]['input']))!r}"
