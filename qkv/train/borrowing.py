@@ -13,10 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
+from qkv.data import captions
 from qkv.data.items import Item
 from qkv.data.wordnet import wordnet_texts
 from qkv.errors import InputError
+from qkv.train.latents import Latents
 from qkv.train.teacher import vectors
 
 LENDERS = 3  # pictures that a text borrows
@@ -79,3 +83,22 @@ class Borrowers:
         shares = np.exp((np.asarray(cosines, np.float32) - cosines[0]) / TEMPERATURE)
         item = replace(first, name=self.texts[place], words={})
         return Loan(item, np.asarray(rows, np.int64), shares / shares.sum())
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """`count` texts a step, a share `unstyled` of them silent about the drawing's style, and what they borrow."""
+
+    latents: Latents
+    borrowers: Borrowers
+    count: int
+    unstyled: float
+    seed: int
+
+    def at(self, step: int) -> tuple[list[str], Tensor]:
+        """The texts, and the means (count, C, y, x) of their lenders' latents."""
+        rng = random.Random(f"{self.seed} {step} texts")
+        loans = [self.borrowers.pick(rng) for _ in range(self.count)]
+        texts = [captions.plain_caption(loan.item, styled=rng.random() >= self.unstyled) for loan in loans]
+        lent = [np.tensordot(loan.shares, self.latents[loan.rows].astype(np.float32), 1) for loan in loans]
+        return texts, torch.from_numpy(np.stack(lent))

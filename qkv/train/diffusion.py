@@ -4,8 +4,7 @@ Latents are computed once with the finished autoencoder; captions are drawn anew
 along, unless `freeze = ["text"]` keeps it as it was. What comes out is a whole model folder.
 """
 
-import random
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from qkv.data import captions
 from qkv.data.captions import Mix
-from qkv.data.items import Item
 from qkv.errors import ConfigError
 from qkv.models.clip import TextTower
 from qkv.models.latent_diffusion import LatentDiffusion
@@ -25,15 +23,17 @@ from qkv.models.unet import UNet, UNetConfig
 from qkv.sample.denoise import sample
 from qkv.sample.predict import Condition, Network, guided, predict
 from qkv.sample.schedules import alphas_bar
+from qkv.tasks.ready import Defaults
 from qkv.tasks.sheet import contact_sheet, to_images
 from qkv.text.tokenizer import CONTEXT, Tokenizer
 from qkv.text.weighting import Segment
 from qkv.train.data import Draw
-from qkv.train.latents import Latents, of_pictures, rescaled, unpack
+from qkv.train.latents import Captioned, of_pictures, rescaled, unpack
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.objectives import denoising
 from qkv.train.recipes import Context, facts, freeze
 from qkv.weights.clip import load_clip, load_text_tower, published_text_tower
+from qkv.weights.configs import write_json
 from qkv.weights.diffusers import load_latent_diffusion, load_vae, save_component, save_latent_diffusion
 from qkv.weights.folder import Folder
 
@@ -54,7 +54,8 @@ class Recipe:
     """`autoencoder` and `clip` are what recipes 1 and 4 made, or pipelines' folders; or all parts of `start` go on.
     `latents` is a file that `qkv data emblem --latents` packed, where the data set is not here.
 
-    `freeze` names parts that learn no further ("text"); `tilt` is that of `objectives.denoising`.
+    `freeze` names parts that learn no further ("text"); `tilt` is that of `objectives.denoising`. Samples are drawn in
+    `steps` with `guidance`, and so is what comes out unless a user asks otherwise.
     """
 
     model: UNetConfig
@@ -67,6 +68,7 @@ class Recipe:
     batch: int = 32
     captions: Mix = field(default_factory=Mix)
     tilt: float = 1.0
+    steps: int = 25
     guidance: float = 4.0
     fit: FitConfig
 
@@ -83,17 +85,12 @@ class Drawer(nn.Module):
 class Batches:
     """(latents (B, C, y, x), token ids of their captions (B, T)) of a step."""
 
-    latents: Latents
-    items: list[Item]
-    draw: Draw
+    captioned: Captioned
     tokenizer: Tokenizer
-    mix: Mix
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        rows = self.draw.at(step)
-        rng = random.Random(f"{self.draw.seed} {step}")
-        ids = read(self.tokenizer, [self.mix(self.items[row], rng) for row in rows])
-        return torch.from_numpy(self.latents[rows].astype(np.float32)), ids
+        texts, latents = self.captioned.at(step)
+        return latents, read(self.tokenizer, texts)
 
 
 def read(tokenizer: Tokenizer, texts: list[str], context: int = CONTEXT) -> Tensor:
@@ -113,7 +110,7 @@ def train(recipe: Recipe, context: Context) -> Result[Drawer]:
     drawer = Drawer(begun.text, begun.unet).to(context.device)
     freeze(drawer, recipe.freeze)
     draw = Draw.of([item.row for item in seen], [item.weight for item in seen], recipe.batch, recipe.fit.seed)
-    batches = Batches(latents, data.items, draw, tokenizer, recipe.captions)
+    batches = Batches(Captioned(latents, data.items, draw, recipe.captions), tokenizer)
     bar = torch.from_numpy(np.asarray(alphas_bar(recipe.noise))).to(context.device)
     held = [item for item in data.items if item.split == "validation" and not item.tone][:128]
     held_ids = read(tokenizer, [captions.plain_caption(item) for item in held]).to(context.device)
@@ -131,7 +128,7 @@ def train(recipe: Recipe, context: Context) -> Result[Drawer]:
         return {"unseen": float(loss(drawer, held_latents, held_ids, generator))}
 
     def samples(drawer: Drawer, step: int) -> Image:
-        return preview(assemble(drawer), recipe.guidance)
+        return preview(assemble(drawer), recipe.steps, recipe.guidance)
 
     def assemble(drawer: Drawer) -> LatentDiffusion:
         return LatentDiffusion(
@@ -151,6 +148,7 @@ def train(recipe: Recipe, context: Context) -> Result[Drawer]:
         progress=context.progress,
     )
     save_latent_diffusion(assemble(result.model), context.folder / "model", dtype=torch.float16)
+    write_json(context.folder / "model" / "qkv.json", asdict(Defaults(steps=recipe.steps, guidance=recipe.guidance)))
     return result
 
 
@@ -183,7 +181,7 @@ def save_text(text: TextTower, tokenizer: Tokenizer, path: Path) -> None:
     tokenizer.save(path / "tokenizer")
 
 
-def preview(model: LatentDiffusion, guidance: float) -> Image:
+def preview(model: LatentDiffusion, steps: int, guidance: float) -> Image:
     """SHOWN, each drawn four times, a row of four prompts a line."""
     prompts = [prompt for prompt in SHOWN for _ in range(4)]
     device = model.unet.enter.weight.device
@@ -197,5 +195,5 @@ def preview(model: LatentDiffusion, guidance: float) -> Image:
     side = model.unet.config.sample_size
     shape = (len(prompts), model.unet.config.channels, side, side)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-    *_, last = sample(predict(network, model.noise), x, model.noise, "ddim", 20, noise=lambda: torch.zeros_like(x))
+    *_, last = sample(predict(network, model.noise), x, model.noise, "ddim", steps, noise=lambda: torch.zeros_like(x))
     return contact_sheet(to_images(model.vae.decode(last.latent).float()), prompts)

@@ -11,10 +11,11 @@ read both out of the states; the heads are not kept. The end token's own state s
 """
 
 import copy
-import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,15 +23,14 @@ from torch import Tensor, nn
 
 from qkv.data import captions
 from qkv.data.captions import Mix
-from qkv.data.items import Item
 from qkv.errors import ConfigError
 from qkv.models.clip import TextTower
 from qkv.text.tokenizer import Tokenizer
 from qkv.train.batch import to_device
-from qkv.train.borrowing import Borrowers
+from qkv.train.borrowing import Borrowed, Borrowers
 from qkv.train.data import Draw
 from qkv.train.diffusion import read, read_text, save_text
-from qkv.train.latents import Latents, of_pictures, unpack
+from qkv.train.latents import Captioned, of_pictures, unpack
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.recipes import Context, facts
 from qkv.weights.diffusers import load_vae
@@ -142,31 +142,24 @@ def errors(drafter: Drafter, teacher: TextTower, ids: Tensor, wanted: Draft) -> 
     )
 
 
+class Source(Protocol):
+    """Gives the texts of a step, and the latents (B, C, y, x) that they are to draft."""
+
+    def at(self, step: int) -> tuple[list[str], Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Batches:
-    """Token ids (B, context) of captions and texts, and the drafts of their pictures."""
+    """Token ids (B, context) of all that the sources say at a step, and the drafts of it."""
 
-    latents: Latents
+    sources: Sequence[Source]
     drafts: Drafts
-    items: list[Item]
-    borrowers: Borrowers | None
-    draw: Draw
     tokenizer: Tokenizer
     context: int
-    texts: int
-    mix: Mix
 
     def __call__(self, step: int) -> tuple[Tensor, Draft]:
-        rows = self.draw.at(step)
-        rng = random.Random(f"{self.draw.seed} {step}")
-        spoken = [self.mix(self.items[row], rng) for row in rows]
-        latents = self.latents[rows].astype(np.float32)
-        if self.borrowers:
-            loans = [self.borrowers.pick(rng) for _ in range(self.texts)]
-            spoken += [captions.plain_caption(loan.item, styled=rng.random() >= self.mix.unstyled) for loan in loans]
-            lent = [np.tensordot(loan.shares, self.latents[loan.rows].astype(np.float32), 1) for loan in loans]
-            latents = np.concatenate((latents, np.stack(lent)))
-        return read(self.tokenizer, spoken, self.context), self.drafts(torch.from_numpy(latents))
+        texts, latents = zip(*(source.at(step) for source in self.sources), strict=True)
+        return read(self.tokenizer, list(chain(*texts)), self.context), self.drafts(torch.cat(latents))
 
 
 def train(recipe: Recipe, context: Context) -> Result[Drafter]:
@@ -192,12 +185,11 @@ def train(recipe: Recipe, context: Context) -> Result[Drafter]:
     )
     held_ids = read(tokenizer, [captions.plain_caption(item) for item in held], drafter.context).to(context.device)
     draw = Draw.of(rows, weights, recipe.batch, recipe.fit.seed)
-    borrowers = None
+    sources: list[Source] = [Captioned(latents, data.items, draw, recipe.captions)]
     if recipe.texts and recipe.teacher:
         borrowers = Borrowers.of(seen, recipe.teacher, recipe.synsets, progress=context.progress)
-    batches = Batches(
-        latents, drafts, data.items, borrowers, draw, tokenizer, drafter.context, recipe.texts, recipe.captions
-    )
+        sources.append(Borrowed(latents, borrowers, recipe.texts, recipe.captions.unstyled, recipe.fit.seed))
+    batches = Batches(sources, drafts, tokenizer, drafter.context)
     teacher = copy.deepcopy(text).requires_grad_(False).eval()
 
     def measure(drafter: Drafter, ids: Tensor, wanted: Draft) -> Errors:

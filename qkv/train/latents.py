@@ -6,6 +6,7 @@ has no data set: a thirtieth of the pictures' size.
 
 import hashlib
 import json
+import random
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.progress import track
+from torch import Tensor
 
 from qkv.data import emblem
+from qkv.data.captions import Mix
 from qkv.data.items import Item
 from qkv.errors import CheckpointError, shorten
 from qkv.models.vae import VAE
-from qkv.train.data import Pictures, to_signed
+from qkv.train.data import Draw, Pictures, to_signed
 from qkv.weights.files import replacing
 
 Latents = npt.NDArray[np.float16]
@@ -38,6 +41,23 @@ class LatentData:
         """Times it, the latents of the training pictures have a deviation of 1."""
         seen = [item.row for item in self.items if item.split == "train"]
         return float(1 / self.latents[seen].astype(np.float32).std())
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Pictures of the data set with captions, both drawn anew at every step."""
+
+    latents: Latents
+    items: list[Item]
+    draw: Draw
+    mix: Mix
+
+    def at(self, step: int) -> tuple[list[str], Tensor]:
+        """The captions of B pictures, and their latents (B, C, y, x)."""
+        rows = self.draw.at(step)
+        rng = random.Random(f"{self.draw.seed} {step}")
+        texts = [self.mix(self.items[row], rng) for row in rows]
+        return texts, torch.from_numpy(self.latents[rows].astype(np.float32))
 
 
 def of_pictures(vae: VAE, *, progress: bool = True) -> LatentData:

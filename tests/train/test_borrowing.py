@@ -15,9 +15,10 @@ from qkv.errors import InputError
 from qkv.models.clip import TextConfig, TextTower
 from qkv.text.tokenizer import train_tokenizer
 from qkv.train import borrowing
-from qkv.train.borrowing import LENDERS, TEMPERATURE, Borrowers
+from qkv.train.borrowing import LENDERS, TEMPERATURE, Borrowed, Borrowers
 from qkv.train.data import Draw
-from qkv.train.draft import Batches, Draft, Drafter, Drafts, errors
+from qkv.train.draft import Batches, Draft, Drafter, Drafts, Source, errors
+from qkv.train.latents import Captioned
 
 DEGREES = {"beaver": 0, "badger": 10, "dog": 25, "wolf": 30, "otter": 2, "sofa": 175, "justice": 95, "under": 270}
 
@@ -73,38 +74,41 @@ def test_the_nearest_lend_in_one_style(borrowers: Borrowers) -> None:
         np.testing.assert_allclose(loan.shares / loan.shares[0], ratios, rtol=0.03)  # vectors are float16
 
 
-def batches(borrowers: Borrowers | None, items: list[Item], context: int, texts: int) -> Batches:
-    latents = np.random.default_rng(0).normal(size=(7, 3, 4, 4)).astype(np.float16)
-    drafts = Drafts.of(torch.from_numpy(latents).float(), torch.ones(7), components=5, patch=2)
+LATENTS = np.random.default_rng(0).normal(size=(7, 3, 4, 4)).astype(np.float16)
+
+
+def captioned(items: list[Item]) -> Captioned:
+    return Captioned(LATENTS, items, Draw.of(range(7), [1.0] * 7, 4, 0), Mix(foreign=0, unstyled=0))
+
+
+def batches(*sources: Source, context: int) -> Batches:
+    drafts = Drafts.of(torch.from_numpy(LATENTS).float(), torch.ones(7), components=5, patch=2)
     tokenizer = train_tokenizer(["a wet otter, 3d style, flat style"] * 3, 600)
-    draw = Draw.of(range(7), [1.0] * 7, 4, 0)
-    return Batches(latents, drafts, items, borrowers, draw, tokenizer, context, texts, Mix(foreign=0, unstyled=0))
+    return Batches(sources, drafts, tokenizer, context)
 
 
 def test_a_batch_wants_of_a_text_what_its_lenders_show(borrowers: Borrowers) -> None:
-    made = batches(borrowers, ITEMS, 16, texts=3)
+    pictures, texts = captioned(ITEMS), Borrowed(LATENTS, borrowers, 3, 0, seed=0)
+    made = batches(pictures, texts, context=16)
     ids, wanted = made(0)
     assert ids.shape == (7, 16)
     rng = random.Random(0)  # whatever chance picks: a mean of these rows' drafts, for drafts are linear
     loans = {tuple(loan.rows): loan for loan in (borrowers.pick(rng) for _ in range(50))}.values()
-    shown = [
-        torch.tensordot(torch.from_numpy(loan.shares), made.drafts(_latents(made, loan.rows)).whole, 1)
-        for loan in loans
-    ]
+    shown = [torch.tensordot(torch.from_numpy(loan.shares), made.drafts(latents(loan.rows)).whole, 1) for loan in loans]
     for row in wanted.whole[4:]:
         assert min(float((row - mean).abs().max()) for mean in shown) < 1e-2
-    seen = made.drafts(_latents(made, made.draw.at(0)))
+    seen = made.drafts(latents(pictures.draw.at(0)))
     torch.testing.assert_close(wanted.whole[:4], seen.whole)
     torch.testing.assert_close(wanted.patches[:4], seen.patches)
 
 
-def _latents(made: Batches, rows: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(made.latents[rows].astype(np.float32))
+def latents(rows: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(LATENTS[rows].astype(np.float32))
 
 
 def test_captions_longer_than_a_draft_still_end() -> None:
     endless = [replace(item, name=" ".join(["otter"] * 40)) for item in ITEMS]
-    made = batches(None, endless, 8, texts=0)
+    made = batches(captioned(endless), context=8)
     ids, wanted = made(0)
     end = made.tokenizer.end
     assert ids.shape == (4, 8)

@@ -91,6 +91,7 @@ def test_the_recipes_make_a_model_that_draws(home: Path) -> None:
 
     (picture,) = draw("red, flat style", model=runs / "unet/model", steps=2, seed=1)
     assert picture.image.size == (128, 128)
+    assert picture.settings.guidance == 4  # the recipe's, not Stable Diffusion's 7.5
 
     again = [*FIT, "fit.steps=1", f'start="{runs}/unet/model"', "fit.optim.optimizer=muon", 'freeze=["text"]']
     on = run(recipes / "emblem-unet.toml", again, folder=runs / "on", progress=False).model
