@@ -74,20 +74,12 @@ def plain_caption(item: Item, *, language: str = "en", styled: bool = True) -> s
     return _join([part for part in (words.name, _tone(item, language), style) if part], language)
 
 
-def colour_caption(item: Item, rng: random.Random, *, language: str = "en") -> str:
-    """One of the picture's colours and no more, "" where it has none that the language has a word for."""
-    named = [colour for word in item.colours if (colour := _colour(word, language))]
-    return rng.choice(named) if named else ""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """The captions of a training: shares of them that are empty (for guidance), a colour alone (for negative prompts
-    such as "yellow"), in one of `languages`, the bare name in place of one full of chance, and silent about the
-    drawing's style. Raises ConfigError for an unknown language."""
+    """The captions of a training: shares of them that are empty (for guidance), in one of `languages`, the bare name in
+    place of one full of chance, and silent about the drawing's style. Raises ConfigError for an unknown language."""
 
     empty: float = 0.0
-    colour: float = 0.0
     foreign: float = 0.15
     languages: tuple[str, ...] = ("zh-hant", "de", "fr")
     plain: float = 0.6
@@ -100,8 +92,6 @@ class Mix:
         if rng.random() < self.empty:
             return ""
         language = rng.choice(self.languages) if rng.random() < self.foreign else "en"
-        if rng.random() < self.colour:
-            return colour_caption(item, rng, language=language)
         styled = rng.random() >= self.unstyled
         if rng.random() < self.plain:
             return plain_caption(item, language=language, styled=styled)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qkv.data.captions import LONGEST, Mix, caption, colour_caption, languages, plain_caption, texts
+from qkv.data.captions import LONGEST, caption, languages, plain_caption, texts
 from qkv.data.emblem import table
 from qkv.data.items import Item, Words
 from qkv.data.raster import COLOURS
@@ -93,15 +93,6 @@ def test_plain_captions() -> None:
     assert plain_caption(DOG, language="fr") == "chien, style 3d"
     assert plain_caption(DOG, language="zh-hant") == "狗，3D 風格"
     assert plain_caption(DOG, language="fi") == "koira"
-
-
-def test_a_colour_alone() -> None:
-    """What a negative prompt says: "yellow"."""
-    drawn = {colour_caption(DOG, random.Random(seed), language=code) for seed in range(20) for code in ("en", "de")}
-    assert drawn == {"brown", "white", "braun", "weiß"}
-    assert colour_caption(DOG, random.Random(0), language="fi") == ""
-    mix, rng = Mix(colour=0.25, foreign=0), random.Random(0)
-    assert sum(mix(DOG, rng) in drawn for _ in range(2000)) == pytest.approx(500, abs=80)
 
 
 def test_every_style_has_its_words() -> None:
