@@ -31,6 +31,7 @@ from qkv.data import raster, splits
 from qkv.data.concepts import Concept, Emojibase
 from qkv.data.items import Item, Words
 from qkv.data.npm import Package, fetch
+from qkv.data.tinting import tints
 from qkv.errors import CheckpointError, NotFoundError, OutputError
 
 TABLE = Path(__file__).with_name("emblem.toml")
@@ -108,8 +109,11 @@ def data_folder(home: Path | None = None) -> Path:
     return (home or registry.home()) / "data" / "emblem"
 
 
-def load(home: Path | None = None) -> EmblemData:
-    """The data set that `build` left. Raises NotFoundError if there is none, CheckpointError if it is broken."""
+def load(home: Path | None = None, *, tinted: bool = False) -> EmblemData:
+    """The data set that `build` left, the items of its tints (tinting.py) only if asked for.
+
+    Raises NotFoundError if there is none, CheckpointError if it is broken.
+    """
     folder = data_folder(home)
     if not (folder / "manifest.json").is_file():
         raise NotFoundError(f"no emblem data set in {folder}; run: qkv data emblem")
@@ -124,7 +128,7 @@ def load(home: Path | None = None) -> EmblemData:
             f"the emblem data set in {folder} has pictures {pictures.shape} for {len(items)} items; "
             "run: qkv data emblem"
         )
-    return EmblemData(pictures=pictures, items=items)
+    return EmblemData(pictures=pictures, items=[item for item in items if tinted or item.split != "tint"])
 
 
 def read_items(lines: Iterable[str], words: dict[str, Any]) -> Iterator[Item]:
@@ -159,6 +163,9 @@ def build(home: Path | None = None, *, progress: bool = True) -> Path:
     try:
         pictures, items = _dedupe(_draw_sets(rows, folders, names, folder.parent / "drawn", progress))
         items = splits.weigh(splits.assign(items, rows.seed, {icons.style for icons in rows.sets if icons.hidden}))
+        for picture, item in tints(pictures, items, rows.seed):
+            pictures.append(picture)
+            items.append(item)
         with tempfile.TemporaryDirectory(prefix=".emblem-", dir=folder.parent) as scratch:
             _write(Path(scratch), pictures, items, names, rows)
             Path(scratch).chmod(0o755)  # a temporary folder is its owner's alone
@@ -346,7 +353,8 @@ def _write(folder: Path, pictures: list[raster.Picture], items: list[Item], name
         "concepts": {
             concept: {code: rows[concept] for code, rows in others.items() if concept in rows}
             for concept in sorted({item.concept for item in items} & set(names.concepts))
-        },
+        }
+        | {item.concept: item.words for item in items if item.split == "tint"},
     }
     (folder / "words.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
     (folder / "NOTICE").write_text(notice(), encoding="utf-8")

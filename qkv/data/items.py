@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-Split = Literal["train", "validation", "test", "heldout_cell", "heldout_tone", "judge_style"]
+Split = Literal["train", "validation", "test", "heldout_cell", "heldout_tone", "judge_style", "tint"]
 
 
 class Words(NamedTuple):

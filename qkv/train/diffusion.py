@@ -27,7 +27,6 @@ from qkv.tasks.ready import Defaults
 from qkv.tasks.sheet import contact_sheet, to_images
 from qkv.text.tokenizer import CONTEXT, Tokenizer
 from qkv.text.weighting import Segment
-from qkv.train.data import Draw
 from qkv.train.latents import Captioned, of_pictures, rescaled, unpack
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.objectives import denoising
@@ -105,11 +104,10 @@ def train(recipe: Recipe, context: Context) -> Result[Drawer]:
     data = unpack(recipe.latents) if recipe.latents else of_pictures(vae, progress=context.progress)
     vae = rescaled(vae, data.scaling)
     latents = (data.latents.astype(np.float32) * data.scaling).astype(np.float16)
-    seen = [item for item in data.items if item.split == "train"]
 
     drawer = Drawer(begun.text, begun.unet).to(context.device)
     freeze(drawer, recipe.freeze)
-    draw = Draw.of([item.row for item in seen], [item.weight for item in seen], recipe.batch, recipe.fit.seed)
+    draw = data.draw(recipe.batch, recipe.fit.seed)
     batches = Batches(Captioned(latents, data.items, draw, recipe.captions), tokenizer)
     bar = torch.from_numpy(np.asarray(alphas_bar(recipe.noise))).to(context.device)
     held = [item for item in data.items if item.split == "validation" and not item.tone][:128]

@@ -28,7 +28,6 @@ from qkv.models.clip import TextTower
 from qkv.text.tokenizer import Tokenizer
 from qkv.train.batch import to_device
 from qkv.train.borrowing import Borrowed, Borrowers
-from qkv.train.data import Draw
 from qkv.train.diffusion import read, read_text, save_text
 from qkv.train.latents import Captioned, of_pictures, unpack
 from qkv.train.loop import FitConfig, Loss, Result, fit
@@ -170,8 +169,8 @@ def train(recipe: Recipe, context: Context) -> Result[Drafter]:
     else:
         data = of_pictures(load_vae(Folder(recipe.autoencoder)).float().to(context.device), progress=context.progress)
     latents = (data.latents.astype(np.float32) * data.scaling).astype(np.float16)
-    seen = [item for item in data.items if item.split == "train"]
-    rows, weights = [item.row for item in seen], [item.weight for item in seen]
+    train = [item for item in data.items if item.split == "train"]
+    rows, weights = [item.row for item in train], [item.weight for item in train]
     drafts = Drafts.of(
         torch.from_numpy(latents[rows].astype(np.float32)), torch.tensor(weights), recipe.components, recipe.patch
     )
@@ -184,10 +183,10 @@ def train(recipe: Recipe, context: Context) -> Result[Drafter]:
         context.device
     )
     held_ids = read(tokenizer, [captions.plain_caption(item) for item in held], drafter.context).to(context.device)
-    draw = Draw.of(rows, weights, recipe.batch, recipe.fit.seed)
+    draw = data.draw(recipe.batch, recipe.fit.seed)
     sources: list[Source] = [Captioned(latents, data.items, draw, recipe.captions)]
     if recipe.texts and recipe.teacher:
-        borrowers = Borrowers.of(seen, recipe.teacher, recipe.synsets, progress=context.progress)
+        borrowers = Borrowers.of(train, recipe.teacher, recipe.synsets, progress=context.progress)
         sources.append(Borrowed(latents, borrowers, recipe.texts, recipe.captions.unstyled, recipe.fit.seed))
     batches = Batches(sources, drafts, tokenizer, drafter.context)
     teacher = copy.deepcopy(text).requires_grad_(False).eval()

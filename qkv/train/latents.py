@@ -26,7 +26,8 @@ from qkv.train.data import Draw, Pictures, to_signed
 from qkv.weights.files import replacing
 
 Latents = npt.NDArray[np.float16]
-PACKED = ("train", "validation")  # the splits that training looks at
+SEEN = ("train", "tint")  # the splits that training draws from
+PACKED = (*SEEN, "validation")  # and looks at
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,13 @@ class LatentData:
     @property
     def scaling(self) -> float:
         """Times it, the latents of the training pictures have a deviation of 1."""
-        seen = [item.row for item in self.items if item.split == "train"]
-        return float(1 / self.latents[seen].astype(np.float32).std())
+        train = [item.row for item in self.items if item.split == "train"]
+        return float(1 / self.latents[train].astype(np.float32).std())
+
+    def draw(self, batch: int, seed: int) -> Draw:
+        """The rows of each step."""
+        seen = [item for item in self.items if item.split in SEEN]
+        return Draw.of([item.row for item in seen], [item.weight for item in seen], batch, seed)
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Captioned:
 
 def of_pictures(vae: VAE, *, progress: bool = True) -> LatentData:
     """The whole data set's. Raises what `emblem.load` raises."""
-    data = emblem.load()
+    data = emblem.load(tinted=True)
     return LatentData(encode(vae, data.pictures, _cache(), progress=progress), data.items)
 
 

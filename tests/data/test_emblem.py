@@ -14,6 +14,7 @@ from qkv.data.concepts import TONES, base_of, gender_of, humanise, key_of, split
 from qkv.data.emblem import build, load, notice, table
 from qkv.data.items import Item
 from qkv.data.npm import Package
+from qkv.data.raster import COLOURS
 from qkv.errors import CheckpointError, NotFoundError
 
 SEED = 7
@@ -194,7 +195,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_whole_build(home: Path) -> None:
     folder = build(home, progress=False)
     data = load(home)
-    assert data.pictures.shape == (6, 128, 128, 3)
+    tinted = load(home, tinted=True).items[6:]
+    assert data.pictures.shape == (6 + len(tinted), 128, 128, 3)
     assert data.pictures.dtype == np.uint8
     assert isinstance(data.pictures, np.memmap)
     found = {(one.style, one.icon): one for one in data.items}
@@ -221,6 +223,9 @@ def test_a_whole_build(home: Path) -> None:
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert build(home, progress=False) == folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert {one.name for one in tinted} == set(COLOURS)
+    assert [one.row for one in tinted] == list(range(6, 6 + len(tinted)))
+    assert next(one for one in tinted if one.name == "red").words["de"].name == "rot"
     assert sorted(first) == ["NOTICE", "items.jsonl", "manifest.json", "pictures.npy", "words.json"]
 
 
@@ -240,7 +245,7 @@ def test_a_damaged_data_set_is_named(home: Path) -> None:
     folder = build(home, progress=False)
     lines = (folder / "items.jsonl").read_text().splitlines()
     (folder / "items.jsonl").write_text("\n".join(lines[:-1]))
-    with pytest.raises(CheckpointError, match="for 5 items; run: qkv data emblem"):
+    with pytest.raises(CheckpointError, match=rf"for {len(lines) - 1} items; run: qkv data emblem"):
         load(home)
     (folder / "items.jsonl").write_text("{}")
     with pytest.raises(CheckpointError, match="is broken"):

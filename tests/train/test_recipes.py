@@ -23,7 +23,7 @@ from qkv.weights.folder import Folder
 COLOURS = {"red": (220, 20, 20), "green": (20, 160, 40), "blue": (30, 60, 220), "black": (0, 0, 0)}
 
 
-def squares() -> EmblemData:
+def squares(**_: object) -> EmblemData:
     items, pictures = [], np.full((8, 128, 128, 3), 255, np.uint8)
     for row in range(8):
         name, colour = list(COLOURS.items())[row % 4]
