@@ -53,8 +53,8 @@ class Recipe:
     """`autoencoder` and `clip` are what recipes 1 and 4 made, or pipelines' folders; or all parts of `start` go on.
     `latents` is a file that `qkv data emblem --latents` packed, where the data set is not here.
 
-    `freeze` names parts that learn no further ("text"); `tilt` is that of `objectives.denoising`. Samples are drawn in
-    `steps` with `guidance`, and so is what comes out unless a user asks otherwise.
+    `freeze` names parts that learn no further ("text"); `tilt` is that of `objectives.denoising`; samples are drawn
+    as `drawing` says, and so is what comes out unless a user asks otherwise.
     """
 
     model: UNetConfig
@@ -67,8 +67,7 @@ class Recipe:
     batch: int = 32
     captions: Mix = field(default_factory=Mix)
     tilt: float = 1.0
-    steps: int = 25
-    guidance: float = 4.0
+    drawing: Defaults = field(default_factory=Defaults)
     fit: FitConfig
 
 
@@ -126,7 +125,7 @@ def train(recipe: Recipe, context: Context) -> Result[Drawer]:
         return {"unseen": float(loss(drawer, held_latents, held_ids, generator))}
 
     def samples(drawer: Drawer, step: int) -> Image:
-        return preview(assemble(drawer), recipe.steps, recipe.guidance)
+        return preview(assemble(drawer), recipe.drawing)
 
     def assemble(drawer: Drawer) -> LatentDiffusion:
         return LatentDiffusion(
@@ -146,7 +145,7 @@ def train(recipe: Recipe, context: Context) -> Result[Drawer]:
         progress=context.progress,
     )
     save_latent_diffusion(assemble(result.model), context.folder / "model", dtype=torch.float16)
-    write_json(context.folder / "model" / "qkv.json", asdict(Defaults(steps=recipe.steps, guidance=recipe.guidance)))
+    write_json(context.folder / "model" / "qkv.json", asdict(recipe.drawing))
     return result
 
 
@@ -179,7 +178,7 @@ def save_text(text: TextTower, tokenizer: Tokenizer, path: Path) -> None:
     tokenizer.save(path / "tokenizer")
 
 
-def preview(model: LatentDiffusion, steps: int, guidance: float) -> Image:
+def preview(model: LatentDiffusion, drawing: Defaults) -> Image:
     """SHOWN, each drawn four times, a row of four prompts a line."""
     prompts = [prompt for prompt in SHOWN for _ in range(4)]
     device = model.unet.enter.weight.device
@@ -189,9 +188,11 @@ def preview(model: LatentDiffusion, steps: int, guidance: float) -> Image:
     def unet(given: Condition) -> Network:
         return partial(model.predict, read=model.remember(given["memory"]))
 
-    network = guided(unet, condition, empty, guidance)
+    network = guided(unet, condition, empty, drawing.guidance)
     side = model.unet.config.sample_size
     shape = (len(prompts), model.unet.config.channels, side, side)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-    *_, last = sample(predict(network, model.noise), x, model.noise, "ddim", steps, noise=lambda: torch.zeros_like(x))
+    *_, last = sample(
+        predict(network, model.noise), x, model.noise, "ddim", drawing.steps, noise=lambda: torch.zeros_like(x)
+    )
     return contact_sheet(to_images(model.vae.decode(last.latent).float()), prompts)
