@@ -1,8 +1,8 @@
 """Tints: what the name of a colour alone should draw, pictures of the data set all in that colour.
 
-In captions a colour stands beside a subject, and whatever "yellow" alone drew, as a negative prompt it did little. Here
-a picture's silhouette takes the colour that the web calls by the name, darker where the picture is dark: purer than
-any drawing is, so that keeping away from it changes a drawing's colour.
+In captions a colour stands beside a subject; "yellow" alone drew a circle no yellower than a lemon, so that as a
+negative prompt it did little. Here a picture's silhouette takes the colour that the web calls by the name, darker where
+the picture is dark: purer than any drawing is, so that keeping away from it changes a drawing's colour.
 """
 
 import random
