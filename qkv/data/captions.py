@@ -169,7 +169,7 @@ def _colour(word: str, language: str) -> str:
     return word if language == "en" else str(_table()["colours"].get(language, {}).get(word, ""))
 
 
-def colour_words(colour: str) -> dict[str, Words]:
+def words_for_colour(colour: str) -> dict[str, Words]:
     """A colour's name in the languages that have one here, English aside."""
     return {code: Words(names[colour], (), "") for code, names in _table()["colours"].items()}
 

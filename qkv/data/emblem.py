@@ -1,9 +1,10 @@
 """The emblem data set: emoji-like pictures of 128 x 128 with what is known of each.
 
 Place: what `qkv data emblem` builds and what training and evaluation load. npm packages (`npm`) become icons,
-icons become concepts (`concepts`) and pictures (`raster`), both become items with a split (`splits`); words are
-put together only when a caption is drawn (`captions`). Left out: pictures of pairs with two different skin
-tones (a third of the toned ones, all alike), dark variants, icons that their set hides as outdated.
+icons become concepts (`concepts`) and pictures (`raster`), both become items with a split (`splits`), of some also
+tints of one colour (`tinting`); words are put together only when a caption is drawn (`captions`). Left out: pictures
+of pairs with two different skin tones (a third of the toned ones, all alike), dark variants, icons that their set
+hides as outdated.
 """
 
 import hashlib

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageOps
 
-from qkv.data.captions import colour_words
+from qkv.data.captions import words_for_colour
 from qkv.data.items import Item
 from qkv.data.raster import COLOURS, Picture
 
@@ -47,7 +47,7 @@ def tints(pictures: Sequence[Picture], items: Sequence[Item], seed: int) -> Iter
                     colours=(),
                     split="tint",
                     weight=weight,
-                    words=colour_words(colour),
+                    words=words_for_colour(colour),
                 ),
             )
 

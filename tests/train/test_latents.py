@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qkv.data import emblem
+from qkv.data.items import Item
 from qkv.errors import CheckpointError
 from qkv.models.vae import VAE, VAEConfig
 from qkv.train import latents
@@ -45,6 +46,15 @@ def test_packed_latents_are_the_pictures_own(vae: VAE, tmp_path: Path) -> None:
     largest = np.abs(expected).max(axis=(0, 2, 3), keepdims=True)
     assert (np.abs(packed.latents.astype(np.float32) - expected) <= largest * (1 / 254 + 1 / 1024)).all()
     assert packed.scaling == pytest.approx(whole.scaling, rel=0.01)
+
+
+def test_training_draws_tints_too_and_scales_by_the_rest() -> None:
+    splits = ("train", "test", "tint", "validation")
+    items = [Item(row=row, **ITEM | {"icon": str(row), "split": split}) for row, split in enumerate(splits)]  # type: ignore[arg-type]
+    numbers = np.random.default_rng(0).normal(size=(4, 3, 4, 4)).astype(np.float16)
+    data = latents.LatentData(numbers, items)
+    assert set(data.draw(64, 0).at(0)) == {0, 2}
+    assert data.scaling == pytest.approx(1 / numbers[0].astype(np.float32).std())
 
 
 @pytest.mark.parametrize("broken", ["missing", "no archive", "half", "other arrays", "pickle"])
