@@ -51,9 +51,9 @@ ROOM = 160  # tokens
 
 def written(language: Any, way: str, beginning: str) -> str:
     """What the model makes of a beginning, up to the end of its block."""
-    from qkv.tasks.options import Options
-    from qkv.tasks.source import cutters, read_code
-    from qkv.tasks.writing import last, settle, write
+    from qkv.writing.loop import last, settle, write
+    from qkv.writing.options import Options
+    from qkv.writing.source import cutters, read_code
 
     ids = language.read(beginning)
     if way == WAYS[2]:
@@ -85,7 +85,7 @@ def main() -> None:
     asked = parser.parse_args()
     prepare(asked.threads)
 
-    from qkv.tasks.language import load_language
+    from qkv.loaded.language import load_language
 
     language = load_language(asked.model, threads=asked.threads)
     results: dict[str, Any] = {"machine": machine(asked.threads, "qkv")}

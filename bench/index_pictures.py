@@ -2,8 +2,9 @@
 
 python bench/index_pictures.py [--count 10000] [--model FOLDER] [--threads N] [--json]
 
-The pictures are those of the emblem data set (`qkv data emblem`) as PNG, JPEG and WebP files, some of them broken. The
-command runs three times on a data home of its own: it is interrupted halfway, goes on, and finds everything there.
+The pictures are those of the emblem data set (`python -m lab data emblem`) as PNG, JPEG and WebP files, some of them
+broken. The command runs three times on a data home of its own: it is interrupted halfway, goes on, and finds
+everything there.
 """
 
 import argparse
@@ -28,9 +29,9 @@ def write_pictures(folder: Path, count: int) -> int:
     import numpy as np
     from PIL import Image
 
-    from qkv.data import emblem
+    from lab.emblem import dataset
 
-    pictures = emblem.load().pictures
+    pictures = dataset.load().pictures
     folder.mkdir()
     for number in range(count):
         pixels = np.roll(pictures[number % len(pictures)], number // len(pictures), axis=0)

@@ -28,7 +28,7 @@ CONTEXT = 512
 
 def glosses(folder: Path, characters: int) -> str:
     """About so many characters of WordNet, from its beginning to its end."""
-    from qkv.data.wordnet import wordnet_glosses
+    from lab.emblem.wordnet import wordnet_glosses
 
     lines = [f"{word}: {gloss}\n" for word, gloss in wordnet_glosses(folder)]
     step = max(1, sum(map(len, lines)) // characters)
@@ -87,9 +87,9 @@ def main() -> None:
 
     from qkv.engine.native_runner import NativeRunner
     from qkv.evaluate.language import mean_loss_on
+    from qkv.fetch.pull import find
     from qkv.text.language import LanguageTokenizer
     from qkv.weights.gguf import open_gguf
-    from qkv.weights.pull import find
 
     model = find(asked.model or "smollm2")
     encode = LanguageTokenizer.from_gguf(open_gguf(model).metadata).encode

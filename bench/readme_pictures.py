@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import qkv
-from qkv.tasks.sheet import contact_sheet
+from qkv.pictures.sheet import contact_sheet
 
 CASTLE = "a colorful photo of a castle in the middle of a forest with trees"
 PROMPTS = [

@@ -43,7 +43,7 @@ PROMPT, LONG, WRITTEN, STREAMS = 64, 512, 128, 16  # tokens, tokens, tokens, str
 QKV = """
 from concurrent.futures import ThreadPoolExecutor
 from qkv.engine.sequence import Request
-from qkv.tasks.language import load_language
+from qkv.loaded.language import load_language
 
 language = load_language(MODEL, threads=THREADS)
 
@@ -327,7 +327,7 @@ def main() -> None:
     asked = parser.parse_args()
     prepare(asked.threads)
 
-    from qkv.weights.pull import find
+    from qkv.fetch.pull import find
 
     model = str(find(asked.model or "smollm2"))
     on = machine(asked.threads, "qkv", "torch", "transformers")

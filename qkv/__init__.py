@@ -23,6 +23,11 @@ if TYPE_CHECKING:
         OutputError,
         QkvError,
     )
+    from qkv.fetch.pull import pull
+    from qkv.loaded.drawer import load
+    from qkv.loaded.language import Language, load_language
+    from qkv.pictures.picture import Picture, Settings
+    from qkv.pictures.request import Request
     from qkv.registry import listing
     from qkv.sample.tokens import Sampling
     from qkv.tasks.chat import ChatRequest, Conversation, achat, achatting, chat, chatting
@@ -32,18 +37,13 @@ if TYPE_CHECKING:
     from qkv.tasks.embed import embed
     from qkv.tasks.export import export
     from qkv.tasks.fill import fill
-    from qkv.tasks.language import Language, load_language
-    from qkv.tasks.options import Options
-    from qkv.tasks.picture import Picture, Settings
-    from qkv.tasks.ready import load
-    from qkv.tasks.request import Request
     from qkv.tasks.search import search
     from qkv.tasks.search_pictures import search_pictures
-    from qkv.tasks.shots import Shot, read_shots
     from qkv.tasks.translate import Translation, translate, translating
-    from qkv.tasks.writing import Completion, Piece, Text, Token
     from qkv.text.chat import Message
-    from qkv.weights.pull import pull
+    from qkv.writing.loop import Completion, Piece, Text, Token
+    from qkv.writing.options import Options
+    from qkv.writing.shots import Shot, read_shots
 
 _HOMES = {
     "qkv.errors": (
@@ -58,9 +58,9 @@ _HOMES = {
     "qkv.registry": ("listing",),
     "qkv.tasks.draw": ("Progress", "draw", "drawing"),
     "qkv.tasks.export": ("export",),
-    "qkv.tasks.picture": ("Picture", "Settings"),
-    "qkv.tasks.ready": ("load",),
-    "qkv.tasks.request": ("Request",),
+    "qkv.pictures.picture": ("Picture", "Settings"),
+    "qkv.loaded.drawer": ("load",),
+    "qkv.pictures.request": ("Request",),
     "qkv.tasks.chat": (
         "ChatRequest",
         "Conversation",
@@ -76,17 +76,17 @@ _HOMES = {
         "complete",
         "completing",
     ),
-    "qkv.tasks.language": (
+    "qkv.loaded.language": (
         "Language",
         "load_language",
     ),
-    "qkv.tasks.options": ("Options",),
-    "qkv.tasks.shots": (
+    "qkv.writing.options": ("Options",),
+    "qkv.writing.shots": (
         "Shot",
         "read_shots",
     ),
     "qkv.tasks.translate": ("Translation", "translate", "translating"),
-    "qkv.tasks.writing": (
+    "qkv.writing.loop": (
         "Completion",
         "Piece",
         "Text",
@@ -94,7 +94,7 @@ _HOMES = {
     ),
     "qkv.sample.tokens": ("Sampling",),
     "qkv.text.chat": ("Message",),
-    "qkv.weights.pull": ("pull",),
+    "qkv.fetch.pull": ("pull",),
     "qkv.tasks.classify": ("Classified", "classify"),
     "qkv.tasks.embed": ("embed",),
     "qkv.tasks.fill": ("fill",),

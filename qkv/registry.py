@@ -3,7 +3,7 @@ ones, each a row that says which file of which package it is, byte for byte.
 
 A name is looked up in these listings and never joined to a path, so `../../x` is just a name that nobody has. Only
 `resolve` and `here`, for people at a keyboard, also take a folder. Nothing in this file opens a socket (what fetches
-is `qkv.weights.pull`) or imports torch: `qkv models` answers at once.
+is `qkv.fetch.pull`) or imports torch: `qkv models` answers at once.
 """
 
 import json

@@ -12,6 +12,7 @@ from torch import nn
 
 from qkv.engine.engine import Engine
 from qkv.engine.runner import Chunk
+from qkv.loaded.language import Language
 from qkv.models.bert import Bert, BertConfig
 from qkv.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from qkv.models.decoder import Decoder
@@ -21,7 +22,6 @@ from qkv.models.noise import NoiseConfig
 from qkv.models.preprocess import Preprocess
 from qkv.models.unet import UNet, UNetConfig
 from qkv.models.vae import VAE, VAEConfig
-from qkv.tasks.language import Language
 from qkv.text.bert import learn_wordpiece
 from qkv.text.chat import ChatTemplate
 from qkv.text.language import LanguageTokenizer
@@ -175,7 +175,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Language]:
         runner = ScriptRunner(script, known, context)
         parts = {"load_template": lambda: ChatTemplate(TEMPLATE)} | parts
         language = Language(name="paper", tokenizer=known, engine=Engine(runner), **parts)
-        monkeypatch.setattr("qkv.tasks.options.load_language", lambda *given, **options: language)
+        monkeypatch.setattr("qkv.writing.options.load_language", lambda *given, **options: language)
         return language
 
     return make

@@ -209,7 +209,7 @@ def test_an_unknown_model_is_one_line(qkv: Callable[..., Ran], model: str) -> No
 
 @pytest.mark.parametrize(
     ("command", "reason"),
-    [("drow", "did you mean draw?"), ("models ls", "known: rm"), ("eval pictures", "known: clip, emblem")],
+    [("drow", "did you mean draw?"), ("models ls", "known: rm"), ("eval pictures", "known: few-shot, translation")],
 )
 def test_an_unknown_command_is_one_line(qkv: Callable[..., Ran], command: str, reason: str) -> None:
     ran = qkv(*command.split())
@@ -297,18 +297,6 @@ def test_train_hands_over_what_was_asked(qkv: Callable[..., Ran], monkeypatch: p
     assert json.loads(interrupted.out)["checkpoint"] == "runs/a/1"
 
 
-def test_data_and_eval_hand_over(qkv: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
-    from qkv.data import emblem as data
-    from qkv.evaluate import emblem as evaluation
-
-    monkeypatch.setattr(data, "build", lambda *, progress: Path("d"))
-    monkeypatch.setattr(evaluation, "run", lambda model, **options: {"model": model, "seed": options["seed"]})
-    monkeypatch.setattr(evaluation, "table", str, raising=False)
-    assert qkv("data", "emblem").out == "d\n"
-    assert qkv("eval", "emblem", "--seed", 4).out == "{'model': 'emblem', 'seed': 4}\n"
-    assert json.loads(qkv("eval", "emblem", "--model", "x", "--json").out) == {"model": "x", "seed": 0}
-
-
 def test_offline_reaches_what_could_use_the_network(qkv: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_HUB_OFFLINE", "NPM_CONFIG_OFFLINE"):
         monkeypatch.setenv(name, "")
@@ -316,11 +304,7 @@ def test_offline_reaches_what_could_use_the_network(qkv: Callable[..., Ran], mon
     assert (os.environ["HF_HUB_OFFLINE"], os.environ["NPM_CONFIG_OFFLINE"]) == ("1", "true")
 
 
-def test_notice(qkv: Callable[..., Ran]) -> None:
-    assert "licence" in qkv("data", "emblem", "--notice").out
-
-
-VERBS = ["draw", "chat", "complete", "pull", "export", "train", "models", "models rm", "data emblem", "eval emblem"]
+VERBS = ["draw", "chat", "complete", "pull", "export", "train", "models", "models rm", "eval few-shot"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -382,7 +366,7 @@ def test_a_reader_that_has_seen_enough(tiny: Path, tmp_path: Path) -> None:
 def test_a_full_disk_behind_stdout(tiny: Path, tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         ran = subprocess.run(
-            [sys.executable, "-m", "qkv", "data", "emblem", "--notice"],
+            [sys.executable, "-m", "qkv", "models"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

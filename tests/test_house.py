@@ -14,7 +14,9 @@ NAMES = [str(file.relative_to(ROOT)) for file in FILES]
 TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in zip(NAMES, FILES)}
 
 GROUND = ["errors", "config", "registry", "device"]
-ROOMS = "text core models weights kernels sample engine tasks data train evaluate serve"
+ROOMS = (
+    "text core models weights fetch kernels sample engine loaded index pictures writing tasks data train evaluate serve"
+)
 FLOORS = [*GROUND, *ROOMS.split()]
 DOORS = {"__init__.py", "__main__.py", "cli"}
 FAMILIES = {
@@ -104,6 +106,10 @@ def test_imports_go_down_only(name):
         other = rest.split(".")[0]
         assert other in FLOORS, f"{name} imports {module}"
         assert FLOORS.index(other) <= FLOORS.index(floor), f"{name} imports {module}, which stands above it"
+
+
+def test_the_package_knows_nothing_of_the_lab():
+    assert [name for name in NAMES if any(module.split(".")[0] == "lab" for module in imports(TREES[name]))] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -64,7 +64,7 @@ def test_the_guard_sees_what_a_name_fetches(
 ) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    program = PROGRAM.replace("main(arguments)", "from qkv.weights.pull import find; find(*arguments)")
+    program = PROGRAM.replace("main(arguments)", "from qkv.fetch.pull import find; find(*arguments)")
     command = [sys.executable, "-c", program, json.dumps([[name]])]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert "the network was used" in ran.stderr or "a package manager was started" in ran.stderr

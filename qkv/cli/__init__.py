@@ -30,7 +30,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 models_app = typer.Typer(rich_markup_mode=None)
-data_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 eval_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 app.command()(pictures.draw)
@@ -47,12 +46,7 @@ app.command()(training.train)
 app.add_typer(models_app, name="models", help="List the models that are here, or remove one.")
 models_app.callback(invoke_without_command=True)(models.models)
 models_app.command("rm")(models.models_rm)
-app.add_typer(data_app, name="data", help="Build the data sets that models are trained on.")
-data_app.command("emblem")(training.data_emblem)
-data_app.command("libreoffice-help")(translate.data_help)
 app.add_typer(eval_app, name="eval", help="Measure how good a model is.")
-eval_app.command("emblem")(training.eval_emblem)
-eval_app.command("clip")(evaluating.eval_clip)
 eval_app.command("few-shot")(evaluating.eval_few_shot)
 eval_app.command("translation")(translate.eval_translation)
 
@@ -80,14 +74,14 @@ def _root(
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
+def main(arguments: Sequence[str] | None = None, *, app: typer.Typer = app, name: str = "qkv") -> NoReturn:
     """Runs `arguments` (default: the process's) and exits: 0, 1 (a fault of ours), 2 (the user's), 130 (Ctrl-C)."""
     if getattr(sys.stdout, "errors", "") == "strict":  # a file's name or a model's answer need not be in its alphabet
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     gc.set_threshold(100_000, 50, 50)  # what is imported stays: looking for garbage in it takes 0.1 s of the start
     atexit.register(gc.freeze)  # and 0.25 s of the end
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="qkv", standalone_mode=False)
+        code = typer.main.get_command(app).main(arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code or 0)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

@@ -1,4 +1,4 @@
-"""`qkv eval clip`, `qkv eval few-shot`: how well pictures find their words; what a prompt's examples teach."""
+"""`qkv eval few-shot`: what a prompt's examples teach."""
 
 import re
 from pathlib import Path
@@ -9,26 +9,6 @@ import typer
 from qkv.cli.shared import Shared, verb
 from qkv.cli.text import Model, warn
 from qkv.errors import InputError, shorten
-
-
-@verb
-def eval_clip(
-    shared: Shared,
-    model: Annotated[str | None, typer.Option(help="A CLIP folder; the one that ships if not given.")] = None,
-) -> None:
-    """Measure how well pictures of unseen concepts find their captions, in four languages, beside chance."""
-    from qkv.device import threads
-    from qkv.evaluate import clip
-
-    with threads(shared.threads):
-        result = clip.run(
-            model,
-            device=shared.device or "auto",
-            dtype=shared.dtype or "float32",
-            offline=shared.offline,
-            progress=not shared.json,
-        )
-    shared.say(clip.table(result).rstrip("\n"), result)
 
 
 @verb
@@ -46,7 +26,7 @@ def eval_few_shot(
 ) -> None:
     """Measure what a model learns from examples in its prompt, beside chance and a word count."""
     from qkv.evaluate import few_shot
-    from qkv.tasks.language import load_language
+    from qkv.loaded.language import load_language
 
     language = load_language(
         model,

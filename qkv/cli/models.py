@@ -40,7 +40,7 @@ def pull(
     name: Annotated[str | None, typer.Option(help="What to call a folder or file here.")] = None,
 ) -> None:
     """Fetch a model once, to have it here without a network, and print where it is."""
-    from qkv.weights.pull import pull
+    from qkv.fetch.pull import pull
 
     path = str(pull(model, name=name, offline=shared.offline, progress=False if shared.json else None))
     shared.say(path, {"path": path})

@@ -14,8 +14,8 @@ from qkv.cli.shared import Shared, verb
 from qkv.errors import InputError, OutputError, shorten
 
 if TYPE_CHECKING:
+    from qkv.pictures.picture import Picture, Settings
     from qkv.tasks.draw import Progress
-    from qkv.tasks.picture import Picture, Settings
 
 SHEET = ".attention.png"  # the end of a heat map's name, which is its picture's otherwise
 
@@ -45,8 +45,8 @@ def draw(
     place = Place(out)
     from qkv.config import as_dict
     from qkv.device import threads
+    from qkv.pictures.request import Request, written_in
     from qkv.tasks.draw import drawing
-    from qkv.tasks.request import Request, written_in
     from qkv.weights.files import replacing
 
     asked, before, lost = written_in(replay) if replay else ({}, None, ())
@@ -147,7 +147,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def _shown(events: "Iterator[Progress | Picture]") -> "Iterator[Picture]":
     """The pictures among `events`; a bar on stderr tells how far they are, if someone is looking."""
-    from qkv.tasks.picture import Picture
+    from qkv.pictures.picture import Picture
 
     if not sys.stderr.isatty():
         yield from (event for event in events if isinstance(event, Picture))

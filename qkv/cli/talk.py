@@ -13,7 +13,7 @@ from qkv.errors import InputError, OutputError, QkvError
 
 if TYPE_CHECKING:
     from qkv.tasks.chat import Conversation
-    from qkv.tasks.options import Options
+    from qkv.writing.options import Options
 
 HELP = """/reset       forget what was said
 /save FILE   write the conversation as a line of JSON
@@ -51,7 +51,7 @@ def talk(shared: Shared, options: "Options", system: str | None) -> None:
 
 
 def _answer(shared: Shared, conversation: "Conversation", line: str) -> None:
-    from qkv.tasks.writing import Completion
+    from qkv.writing.loop import Completion
 
     events = conversation.ask(line)
     try:

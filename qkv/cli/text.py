@@ -12,8 +12,8 @@ from qkv.cli.shared import INTERRUPTED, Plain, Shared, verb
 from qkv.errors import InputError
 
 if TYPE_CHECKING:
-    from qkv.tasks.options import Options
-    from qkv.tasks.writing import Completion, Piece
+    from qkv.writing.loop import Completion, Piece
+    from qkv.writing.options import Options
 
 Model = Annotated[str | None, typer.Option(help="A name from `qkv models`, a folder, a .gguf file, or OWNER/NAME.")]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="How many tokens to write at most.")]
@@ -97,7 +97,7 @@ def complete(
         _show(shared, completing_code(in_file(Path(given), at, options)))
         return
     from qkv.tasks.complete import CompleteRequest, completing
-    from qkv.tasks.shots import read_shots
+    from qkv.writing.shots import read_shots
 
     request = CompleteRequest(
         prompt=given,
@@ -122,7 +122,7 @@ def _options(
     stop: list[str] | None,
     **more: Any,
 ) -> "Options":
-    from qkv.tasks.options import Options
+    from qkv.writing.options import Options
 
     return Options(
         model=model,
@@ -162,7 +162,7 @@ def _read(path: Path | None) -> str | None:
 
 def _show(shared: Shared, events: "Iterator[Piece | Completion]") -> None:
     """One text as it comes, several one after the other at the end; Ctrl-C ends it, and what has come stays."""
-    from qkv.tasks.writing import Completion
+    from qkv.writing.loop import Completion
 
     begun = False
     try:

@@ -1,4 +1,4 @@
-"""`qkv train`, `qkv data`, `qkv eval`: making models, and measuring them."""
+"""`qkv train`: making models."""
 
 from pathlib import Path
 from typing import Annotated
@@ -43,52 +43,3 @@ def _precision(dtype: str | None) -> list[str]:
     if dtype not in words:
         raise InputError(f"dtype={shorten(dtype)} cannot be trained in; use {' or '.join(words)}")
     return [f"fit.dtype={words[dtype]}"]
-
-
-@verb
-def data_emblem(
-    shared: Shared,
-    notice: Annotated[bool, typer.Option("--notice", help="Only print licences and attributions.")] = False,
-    latents: Annotated[
-        Path | None, typer.Option(help="Pack what the data set trains emblem on into this file, to train elsewhere.")
-    ] = None,
-) -> None:
-    """Build the emblem data set: emoji-like pictures with captions."""
-    from qkv.data import emblem
-
-    if notice:
-        text = emblem.notice()
-        shared.say(text.rstrip("\n"), {"notice": text})
-        return
-    if latents is not None:
-        _pack(latents, progress=not shared.json)
-        shared.say(str(latents), {"path": str(latents)})
-        return
-    path = str(emblem.build(progress=not shared.json))
-    shared.say(path, {"path": path})
-
-
-def _pack(path: Path, *, progress: bool) -> None:
-    from qkv.registry import resolve
-    from qkv.train.latents import pack
-    from qkv.weights.diffusers import load_vae
-    from qkv.weights.folder import Folder
-
-    pack(load_vae(Folder(resolve("emblem"))).float(), path, progress=progress)
-
-
-@verb
-def eval_emblem(
-    shared: Shared,
-    model: Annotated[str, typer.Option(help="A name from `qkv models`, or a folder.")] = "emblem",
-    folder: Annotated[Path | None, typer.Option(help="Where the drawings go.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the first drawing.")] = 0,
-    samples: Annotated[int, typer.Option(help="How many drawings of seen concepts.")] = 200,
-) -> None:
-    """Measure how well prompts are drawn, beside the real pictures' score and chance."""
-    from qkv.device import threads
-    from qkv.evaluate import emblem
-
-    with threads(shared.threads):
-        scores = emblem.run(model, folder=folder, seed=seed, samples=samples, progress=not shared.json)
-    shared.say(emblem.table(scores), scores)

@@ -138,22 +138,10 @@ def _draw(picture: Path, sentences: tuple[tuple[str, str], ...], **options: Any)
 
 
 @verb
-def data_help(
-    shared: Shared,
-    pair: Annotated[str, typer.Option(help="en-de, en-fr or en-zh-TW.")] = "en-de",
-) -> None:
-    """Build pairs of sentences out of LibreOffice's help in two languages, from Debian's packages."""
-    from qkv.data.help_pages import build
-
-    path = str(build(pair))
-    shared.say(path, {"path": path})
-
-
-@verb
 def eval_translation(
     shared: Shared,
     model: Annotated[str, typer.Argument(help="A name from `qkv models`, or a folder.")],
-    data: Annotated[Path, typer.Argument(help="A folder of pairs, such as `qkv data libreoffice-help` makes.")],
+    data: Annotated[Path, typer.Argument(help="A folder of pairs: test.en beside test.de.")],
     part: Annotated[str, typer.Option(help="Of which files: test.en and test.de, for test.")] = "test",
     beams: Annotated[int | None, typer.Option(help="How many translations to search at once.")] = None,
     length_penalty: Annotated[float | None, typer.Option(help="Above 0: in favour of longer ones.")] = None,

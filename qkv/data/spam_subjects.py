@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 
 from qkv import registry
-from qkv.data import npm, spam
+from qkv.data import spam
 from qkv.data.spam import PACKAGE, Labelled, mails
 from qkv.errors import CheckpointError
+from qkv.fetch import npm
 
 _REPLY = re.compile(r"^(\s*(re|fwd?|aw)(\[\d+\])?:|\s*\[[^\]]*\])+", re.IGNORECASE)  # and the names of mailing lists
 _STAMP = re.compile(r"(?<=\S) {3,}\S+$")  # spam ends in letters of chance behind many blanks, to look new

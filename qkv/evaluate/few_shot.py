@@ -26,12 +26,12 @@ from qkv.data.spam import Labelled
 from qkv.engine.engine import Engine
 from qkv.engine.sequence import MAX_TOP, Event, Request
 from qkv.errors import InputError, MissingDependencyError, shorten
+from qkv.loaded.language import Language
 from qkv.sample.tokens import whole
-from qkv.tasks.language import Language
-from qkv.tasks.shots import MAX_SHOTS
 from qkv.train.classify import labelled
 from qkv.weights.configs import write_json
 from qkv.weights.files import replacing
+from qkv.writing.shots import MAX_SHOTS
 
 SHOTS = (0, 1, 4, 16)
 DRAWS = 5

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Unpack
 
 from qkv.errors import InputError
+from qkv.loaded.language import MAX_CHARACTERS, Language, check_text
 from qkv.sample.tokens import quoted
-from qkv.tasks.language import MAX_CHARACTERS, Language, check_text
-from qkv.tasks.options import Asked, Options
-from qkv.tasks.writing import Completion, Piece, Task, alast, awrite, last, settle, write
 from qkv.text.chat import MAX_MESSAGES, Message
+from qkv.writing.loop import Completion, Piece, Task, alast, awrite, last, settle, write
+from qkv.writing.options import Asked, Options
 
 ROOM = 1024  # tokens of an answer, if nobody says how many
 TALK_TEMPERATURE = 0.7  # of an interactive chat, if neither the user nor the checkpoint says otherwise

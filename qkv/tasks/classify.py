@@ -14,8 +14,8 @@ from PIL import Image
 
 from qkv import device as devices
 from qkv.errors import InputError, shorten
+from qkv.pictures.files import Opened, open_picture, upright
 from qkv.tasks.embed_clip import ClipEmbedder, load_clip_embedder
-from qkv.tasks.picture_files import Opened, open_picture, upright
 
 MAX_LABELS = 10_000
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qkv.errors import InputError
+from qkv.loaded.language import Language, check_text
 from qkv.tasks.complete import in_the_middle
-from qkv.tasks.language import Language, check_text
-from qkv.tasks.options import Options
-from qkv.tasks.source import NAMES, cutters, read_code, reads_as
-from qkv.tasks.writing import Completion, Piece, Task, settle, write
+from qkv.writing.loop import Completion, Piece, Task, settle, write
+from qkv.writing.options import Options
+from qkv.writing.source import NAMES, cutters, read_code, reads_as
 
 ROOM = 128  # tokens, if nobody says how many
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Unpack
 
 from qkv.errors import InputError
+from qkv.loaded.language import MAX_CHARACTERS, Language, check_text
 from qkv.sample.stops import Stops
 from qkv.sample.tokens import quoted, whole
-from qkv.tasks.language import MAX_CHARACTERS, Language, check_text
-from qkv.tasks.options import Asked, Options
-from qkv.tasks.shots import STOPS, Shot, after
-from qkv.tasks.source import cutters, read_code, reads_as
-from qkv.tasks.writing import Completion, Cutter, Piece, Task, alast, awrite, last, settle, write
+from qkv.writing.loop import Completion, Cutter, Piece, Task, alast, awrite, last, settle, write
+from qkv.writing.options import Asked, Options
+from qkv.writing.shots import STOPS, Shot, after
+from qkv.writing.source import cutters, read_code, reads_as
 
 ROOM = 256  # tokens, if nobody says how many
 

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from qkv import device as devices
 from qkv.core.record import record
 from qkv.errors import CheckpointError, InputError
+from qkv.loaded.drawer import Ready, make_ready
 from qkv.models.latent_diffusion import LatentDiffusion
+from qkv.pictures.attention_map import AttentionMaps, heat_sheet
+from qkv.pictures.picture import Picture, Settings
+from qkv.pictures.request import SIZE_UNIT, Request, check_size, texts
+from qkv.pictures.sheet import to_images
 from qkv.sample.denoise import levels, sample
 from qkv.sample.predict import Condition, Network, guided, predict
-from qkv.tasks.attention_map import AttentionMaps, heat_sheet
-from qkv.tasks.picture import Picture, Settings
-from qkv.tasks.ready import Ready, make_ready
-from qkv.tasks.request import SIZE_UNIT, Request, check_size, texts
-from qkv.tasks.sheet import to_images
 from qkv.text.tokenizer import Prompt
 from qkv.text.weighting import parse, unsupported
 

@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from qkv import device as devices
 from qkv import registry
 from qkv.errors import CheckpointError, InputError
+from qkv.fetch.pull import find
 from qkv.models.bert import Bert, pool_states
 from qkv.models.packed import can_pack, pack
 from qkv.text.bert import BertTokenizer
 from qkv.weights.bert import load_bert
 from qkv.weights.folder import Folder
-from qkv.weights.pull import find
 from qkv.weights.sentence import SentenceConfig, read_sentence
 
 Vectors = npt.NDArray[np.float32]

@@ -22,17 +22,17 @@ from PIL import Image
 from qkv import device as devices
 from qkv import registry
 from qkv.errors import CheckpointError, InputError
+from qkv.fetch.pull import find
+from qkv.index.vectors import Vectors
 from qkv.models.clip import CLIP
 from qkv.models.preprocess import Preprocess
+from qkv.pictures.files import to_rgb
 from qkv.tasks.embed import stamp
-from qkv.tasks.picture_files import to_rgb
-from qkv.tasks.vectors import Vectors
 from qkv.text.tokenizer import Tokenizer
 from qkv.weights import open_clip
 from qkv.weights.clip import load_clip
 from qkv.weights.folder import Folder
 from qkv.weights.preprocess import read_preprocess
-from qkv.weights.pull import find
 
 Pixels = npt.NDArray[np.float32]  # (3, Y, X), as the picture tower reads them
 

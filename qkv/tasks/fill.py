@@ -16,12 +16,12 @@ import torch
 from qkv import device as devices
 from qkv import registry
 from qkv.errors import CheckpointError, InputError, shorten
+from qkv.fetch.pull import find
 from qkv.models.bert import MaskedBert
 from qkv.tasks.embed import stamp
 from qkv.text.bert import ROBERTA, BertTokenizer, Control
 from qkv.weights.bert import load_masked
 from qkv.weights.folder import Folder
-from qkv.weights.pull import find
 
 EXAMPLE = "CC(=O)Cl.CN>>C[MASK]C(C)=O"  # a reaction, in SMILES, for the default model
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from qkv import device as devices
 from qkv.errors import InputError, shorten
+from qkv.index.passages import Passage, Skipped, read_passages
+from qkv.index.vectors import Kept, key_of
 from qkv.tasks.embed import Embedder, Vectors, load_embedder
-from qkv.tasks.passages import Passage, Skipped, read_passages
-from qkv.tasks.vectors import Kept, key_of
 
 CHUNK = 512  # passages whose vectors are kept at once: what an interruption costs at most
 

@@ -19,9 +19,9 @@ from PIL import Image, PngImagePlugin
 
 from qkv import device as devices
 from qkv.errors import InputError, shorten
-from qkv.tasks.embed_clip import ClipEmbedder, Pixels, load_clip_embedder
-from qkv.tasks.passages import Skipped
-from qkv.tasks.picture_files import (
+from qkv.index.passages import Skipped
+from qkv.index.vectors import Kept, Vectors, key_of
+from qkv.pictures.files import (
     SHEET,
     Opened,
     PictureFile,
@@ -34,9 +34,9 @@ from qkv.tasks.picture_files import (
     read_file,
     thumbnail,
 )
+from qkv.pictures.sheet import contact_sheet
+from qkv.tasks.embed_clip import ClipEmbedder, Pixels, load_clip_embedder
 from qkv.tasks.search import Progress, check_query, cosine
-from qkv.tasks.sheet import contact_sheet
-from qkv.tasks.vectors import Kept, Vectors, key_of
 from qkv.weights.files import replacing
 
 CHUNK = 64  # pictures that are read, computed and kept at once: what an interruption costs at most

@@ -19,6 +19,7 @@ from qkv import device as devices
 from qkv import registry
 from qkv.config import build, convert
 from qkv.errors import ConfigError, InputError, NotFoundError, shorten
+from qkv.fetch.pull import find
 from qkv.models.translator import Translator
 from qkv.sample.translation_beam import Search, search_texts
 from qkv.tasks.embed import stamp
@@ -28,7 +29,6 @@ from qkv.text.sentences import sentences
 from qkv.text.words import valid_text
 from qkv.weights.folder import Folder
 from qkv.weights.marian import load_translator
-from qkv.weights.pull import find
 
 MAX_LINE = 100_000  # characters
 WINDOW = 512  # lines that are translated together at most

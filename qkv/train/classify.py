@@ -19,6 +19,7 @@ from torch import Tensor
 from qkv.data import spam
 from qkv.data.spam import Labelled, held_out
 from qkv.errors import ConfigError, InputError
+from qkv.fetch.pull import find
 from qkv.models.bert import BertClassifier
 from qkv.text.bert import BertTokenizer
 from qkv.train.conversations import Order, read_lines
@@ -26,7 +27,6 @@ from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.recipes import Context, facts, freeze
 from qkv.weights.bert import load_bert, save_bert
 from qkv.weights.folder import Folder
-from qkv.weights.pull import find
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from qkv.errors import ConfigError
+from qkv.fetch.pull import find
 from qkv.models.decoder import Decoder
 from qkv.text.chat import ChatTemplate
 from qkv.text.language import LanguageTokenizer
@@ -25,7 +26,6 @@ from qkv.weights.decoder import load_decoder, save_decoder
 from qkv.weights.folder import Folder
 from qkv.weights.gguf import open_gguf
 from qkv.weights.gguf_decoder import load_gguf
-from qkv.weights.pull import find
 
 
 @dataclass(frozen=True, kw_only=True)

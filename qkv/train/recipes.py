@@ -1,11 +1,14 @@
 """A training run from its TOML file: `qkv train recipes/NAME.toml [key=value ...]`.
 
-The file's `task` names one of TASKS: a dataclass that says what the file may hold, and a function that
-builds model and batches and calls `fit`. The run's folder is `runs/NAME`; what it made lies in `runs/NAME/model`.
+The file's `task` is a key of TASKS. Each names a module that holds `Recipe`, a dataclass that says what the file may
+hold, and `train`, a function that builds model and batches and calls `fit`. A recipe names a key, never a module, so a
+file cannot choose what is imported; whoever runs trainings of his own adds keys by `register`.
+The run's folder is `runs/NAME`; what it made lies in `runs/NAME/model`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,15 @@ from torch import nn
 from qkv.config import as_dict, build, read_toml
 from qkv.errors import ConfigError, unknown
 from qkv.train.loop import Result
+
+TASKS = {
+    "chat": "qkv.train.finetune",
+    "classify": "qkv.train.classify",
+    "language": "qkv.train.language",
+    "masked": "qkv.train.masked",
+    "preference": "qkv.train.preference",
+    "translation": "qkv.train.translation",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,40 +39,23 @@ class Context:
     progress: bool = True
 
 
-Task = tuple[type[Any], Callable[[Any, Context], Result[Any]]]
+Train = Callable[[Any, Context], Result[Any]]
 
 
-def tasks() -> dict[str, Task]:
-    """The tasks by name; imported here, since each pulls in its own part of the package."""
-    from qkv.train import (
-        autoencoder,
-        classify,
-        clip,
-        diffusion,
-        draft,
-        finetune,
-        judge,
-        language,
-        languages,
-        masked,
-        preference,
-        translation,
-    )
+def register(tasks: Mapping[str, str]) -> None:
+    """Adds tasks: a key, and the module that holds its `Recipe` and `train`."""
+    assert not [key for key, module in tasks.items() if TASKS.get(key, module) != module], "a key means one task"
+    TASKS.update(tasks)
 
-    return {
-        "autoencoder": (autoencoder.Recipe, autoencoder.train),
-        "chat": (finetune.Recipe, finetune.train),
-        "classify": (classify.Recipe, classify.train),
-        "clip": (clip.Recipe, clip.train),
-        "diffusion": (diffusion.Recipe, diffusion.train),
-        "draft": (draft.Recipe, draft.train),
-        "judge": (judge.Recipe, judge.train),
-        "language": (language.Recipe, language.train),
-        "languages": (languages.Recipe, languages.train),
-        "masked": (masked.Recipe, masked.train),
-        "preference": (preference.Recipe, preference.train),
-        "translation": (translation.Recipe, translation.train),
-    }
+
+def find_task(key: object, path: Path) -> tuple[type[Any], Train]:
+    """What the recipe at `path` holds, and what trains it. ConfigError for a key that nobody registered."""
+    if not isinstance(key, str):
+        raise ConfigError(f"{path} names no task; set task to one of {', '.join(sorted(TASKS))}")
+    if key not in TASKS:
+        raise ConfigError(unknown("task", key, TASKS))
+    module = import_module(TASKS[key])
+    return module.Recipe, module.train
 
 
 def run(
@@ -75,12 +70,7 @@ def run(
     """Trains the recipe at `path` in `folder` (default: runs/<its name>), `resume` as in `fit`. Raises ConfigError and
     what `fit` does."""
     values = read_toml(path, overrides)
-    table, task = tasks(), values.pop("task", None)
-    if not isinstance(task, str):
-        raise ConfigError(f"{path} names no task; set task to one of {', '.join(table)}")
-    if task not in table:
-        raise ConfigError(unknown("task", task, table))
-    recipe_type, train = table[task]
+    recipe_type, train = find_task(values.pop("task", None), path)
     context = Context(
         folder=folder or Path("runs") / path.stem, device=torch.device(device), resume=resume, progress=progress
     )

@@ -9,10 +9,10 @@ from qkv.engine.native_runner import NativeRunner
 from qkv.engine.sequence import Request
 from qkv.engine.torch_runner import TorchRunner
 from qkv.errors import QkvError
+from qkv.fetch.pull import find
 from qkv.sample.tokens import Sampling
 from qkv.weights.gguf import open_gguf
 from qkv.weights.gguf_decoder import load_gguf, read_decoder
-from qkv.weights.pull import find
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ from qkv.data.spam import Labelled
 from qkv.errors import InputError, MissingDependencyError, NotFoundError, OutputError
 from qkv.evaluate import few_shot
 from qkv.evaluate.few_shot import Question, calibrate, draw_shots, logprobs, make_task, table, trim
+from qkv.loaded.language import Language
 from qkv.sample.tokens import log_softmax
-from qkv.tasks.language import Language
 
 Make = Callable[..., Language]
 
@@ -222,7 +222,7 @@ def test_the_verb(
     scripted: Make, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     language = scripted(ANSWERS)
-    monkeypatch.setattr("qkv.tasks.language.load_language", lambda model, **options: language)
+    monkeypatch.setattr("qkv.loaded.language.load_language", lambda model, **options: language)
     command = ["eval", "few-shot", "--data", str(data), "--items", "4", "--draws", "2", "-o", str(tmp_path / "a.png")]
     with pytest.raises(SystemExit, match="0"):
         main([*command, "--shots", "0, 2", "--json"])

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from qkv.errors import InputError
-from qkv.tasks import picture_files
+from qkv.pictures import files as picture_files
+from qkv.pictures.files import PictureFile, decode, find_pictures, open_picture, to_rgb
 from qkv.tasks.classify import classify
-from qkv.tasks.picture_files import PictureFile, decode, find_pictures, open_picture, to_rgb
 from qkv.tasks.search_pictures import search_pictures
 
 LABELS = ["a dog", "a cat"]

@@ -14,7 +14,7 @@ import qkv
 from qkv.errors import InputError
 from qkv.tasks.chat import ChatRequest, as_messages, chat
 from qkv.tasks.complete import CompleteRequest, acomplete, complete
-from qkv.tasks.options import MAX_ANSWERS, MAX_LOGPROBS, Options
+from qkv.writing.options import MAX_ANSWERS, MAX_LOGPROBS, Options
 
 SECONDS, BYTES = 0.05, 4 << 20
 
@@ -26,7 +26,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*given: object, **options: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("qkv.tasks.options.load_language", load)
+    monkeypatch.setattr("qkv.writing.options.load_language", load)
 
 
 def refused(name: str, run: Callable[[], object]) -> str:

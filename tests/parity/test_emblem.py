@@ -32,8 +32,8 @@ def test_diffusers_draws_emblems_picture() -> None:
 
 def test_emblems_clip_knows_colours() -> None:
     """Beside the pipeline's text tower lies the picture tower that it was trained with."""
+    from lab.train.clip import pack
     from qkv.text.tokenizer import Tokenizer
-    from qkv.train.clip import pack
 
     emblem = resolve("emblem")
     clip, tokenizer = (

@@ -6,9 +6,9 @@ import pytest
 
 from qkv.errors import CheckpointError, InputError
 from qkv.tasks.chat import ChatRequest, Conversation, achat, as_messages, chat, chatting
-from qkv.tasks.options import Options
-from qkv.tasks.writing import Completion
 from qkv.text.chat import Message
+from qkv.writing.loop import Completion
+from qkv.writing.options import Options
 
 ASKED = "<|im_start|>user\nhow?<|im_end|>\n<|im_start|>assistant\n"
 

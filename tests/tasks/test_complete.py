@@ -13,10 +13,10 @@ from qkv.errors import InputError
 from qkv.sample.tokens import Sampling
 from qkv.tasks.code import CodeRequest, completing_code, in_file
 from qkv.tasks.complete import CompleteRequest, acomplete, acompleting, complete, completing
-from qkv.tasks.options import Asked, Options
-from qkv.tasks.shots import Shot, after, read_shots
-from qkv.tasks.source import Block, reads_as
-from qkv.tasks.writing import Completion, Piece
+from qkv.writing.loop import Completion, Piece
+from qkv.writing.options import Asked, Options
+from qkv.writing.shots import Shot, after, read_shots
+from qkv.writing.source import Block, reads_as
 
 GREETING = "hé 狗 👩🏽‍🚀!"
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from qkv.errors import CheckpointError, InputError, NotFoundError
+from qkv.loaded.drawer import load
+from qkv.pictures.picture import Picture
+from qkv.pictures.request import Request
 from qkv.tasks import draw as module
 from qkv.tasks.draw import Progress, drawing
-from qkv.tasks.picture import Picture
-from qkv.tasks.ready import load
-from qkv.tasks.request import Request
 from qkv.text.weighting import parse
 from qkv.weights.files import open_tensors, save_tensors
 

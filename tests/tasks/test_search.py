@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from qkv.errors import InputError, NotFoundError
+from qkv.index.passages import LONGEST, Passage, Skipped, read_lines, read_passages
+from qkv.index.vectors import VectorStore, key_of
 from qkv.tasks import search as module
 from qkv.tasks.embed import embed
-from qkv.tasks.passages import LONGEST, Passage, Skipped, read_lines, read_passages
 from qkv.tasks.search import Found, Progress, search, searching
-from qkv.tasks.vectors import VectorStore, key_of
 
 TEXTS = ["a dog in a suit", "a red cat", "riding a horse on mars", "a blue fish", "dogs playing poker"]
 
@@ -81,7 +81,7 @@ def test_half_characters_are_marked(tmp_path):
 
 
 def test_huge_files_are_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr("qkv.tasks.passages.MAX_FILE", 10)
+    monkeypatch.setattr("qkv.index.passages.MAX_FILE", 10)
     (tmp_path / "huge").write_text("x" * 11)
     assert [one.reason for one in read_passages(tmp_path)] == ["it has more than 0 MiB"]
 

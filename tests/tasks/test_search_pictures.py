@@ -16,9 +16,9 @@ from PIL import Image
 
 from qkv import cli
 from qkv.errors import InputError, NotFoundError
+from qkv.pictures.files import find_pictures, picture_named
 from qkv.tasks import search_pictures as module
 from qkv.tasks.embed_clip import load_clip_embedder
-from qkv.tasks.picture_files import find_pictures, picture_named
 from qkv.tasks.search import Progress
 from qkv.tasks.search_pictures import FoundPictures, save_sheet, search_pictures, searching_pictures
 

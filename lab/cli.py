@@ -1,0 +1,126 @@
+"""The lab's verbs: `data`, `train` and `eval`, built as the package's own are (qkv/cli)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from qkv import cli
+from qkv.cli import training
+from qkv.cli.shared import Shared, verb
+from qkv.train.recipes import register
+
+# What the lab trains, beside the package's own tasks: a recipe's `task`, and the module that trains it.
+TASKS = {
+    "autoencoder": "lab.train.autoencoder",
+    "clip": "lab.train.clip",
+    "diffusion": "lab.train.diffusion",
+    "draft": "lab.train.draft",
+    "judge": "lab.judge.training",
+    "languages": "lab.train.languages",
+}
+
+app = typer.Typer(
+    help="How the models that ship were made.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+data_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+eval_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+app.add_typer(data_app, name="data", help="Build the data sets that the models are trained on.")
+app.add_typer(eval_app, name="eval", help="Measure how good a model is.")
+app.command()(training.train)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs `arguments` (default: the process's) and exits, as `qkv` does."""
+    register(TASKS)
+    cli.main(arguments, app=app, name="python -m lab")
+
+
+@data_app.command("emblem")
+@verb
+def data_emblem(
+    shared: Shared,
+    notice: Annotated[bool, typer.Option("--notice", help="Only print licences and attributions.")] = False,
+    latents: Annotated[
+        Path | None, typer.Option(help="Pack what the data set trains emblem on into this file, to train elsewhere.")
+    ] = None,
+) -> None:
+    """Build the emblem data set: emoji-like pictures with captions."""
+    from lab.emblem import dataset
+
+    if notice:
+        text = dataset.notice()
+        shared.say(text.rstrip("\n"), {"notice": text})
+        return
+    if latents is not None:
+        _pack(latents, progress=not shared.json)
+        shared.say(str(latents), {"path": str(latents)})
+        return
+    path = str(dataset.build(progress=not shared.json))
+    shared.say(path, {"path": path})
+
+
+def _pack(path: Path, *, progress: bool) -> None:
+    from lab.train.latents import pack
+    from qkv.registry import resolve
+    from qkv.weights.diffusers import load_vae
+    from qkv.weights.folder import Folder
+
+    pack(load_vae(Folder(resolve("emblem"))).float(), path, progress=progress)
+
+
+@data_app.command("libreoffice-help")
+@verb
+def data_help(
+    shared: Shared,
+    pair: Annotated[str, typer.Option(help="en-de, en-fr or en-zh-TW.")] = "en-de",
+) -> None:
+    """Build pairs of sentences out of LibreOffice's help in two languages, from Debian's packages."""
+    from lab.help.help_pages import build
+
+    path = str(build(pair))
+    shared.say(path, {"path": path})
+
+
+@eval_app.command("emblem")
+@verb
+def eval_emblem(
+    shared: Shared,
+    model: Annotated[str, typer.Option(help="A name from `qkv models`, or a folder.")] = "emblem",
+    folder: Annotated[Path | None, typer.Option(help="Where the drawings go.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the first drawing.")] = 0,
+    samples: Annotated[int, typer.Option(help="How many drawings of seen concepts.")] = 200,
+) -> None:
+    """Measure how well prompts are drawn, beside the real pictures' score and chance."""
+    from lab.measure import drawings
+    from qkv.device import threads
+
+    with threads(shared.threads):
+        scores = drawings.run(model, folder=folder, seed=seed, samples=samples, progress=not shared.json)
+    shared.say(drawings.table(scores), scores)
+
+
+@eval_app.command("clip")
+@verb
+def eval_clip(
+    shared: Shared,
+    model: Annotated[str | None, typer.Option(help="A CLIP folder; the one that ships if not given.")] = None,
+) -> None:
+    """Measure how well pictures of unseen concepts find their captions, in four languages, beside chance."""
+    from lab.measure import retrieval
+    from qkv.device import threads
+
+    with threads(shared.threads):
+        result = retrieval.run(
+            model,
+            device=shared.device or "auto",
+            dtype=shared.dtype or "float32",
+            offline=shared.offline,
+            progress=not shared.json,
+        )
+    shared.say(retrieval.table(result).rstrip("\n"), result)

@@ -1,0 +1,1 @@
+"""The emblem data set: emoji-like pictures with captions."""

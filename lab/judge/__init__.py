@@ -1,0 +1,1 @@
+"""The judge: a network that exists to measure what emblem draws."""

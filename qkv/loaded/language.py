@@ -1,0 +1,256 @@
+"""A language model ready to write: found by name, read, behind its engine, and kept in memory for the next request.
+
+On a processor it runs on the compiled kernels, and a GGUF file even without importing torch; where they can't be built,
+or don't know the model, it runs in PyTorch and says so. So it does if a `dtype` of PyTorch's is named. Both ways go
+through the same engine.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qkv import registry
+from qkv.engine.engine import Engine
+from qkv.engine.runner import Runner
+from qkv.errors import ConfigError, InputError, shorten
+from qkv.fetch.pull import find
+from qkv.models.decoder_config import DecoderConfig
+from qkv.sample.constrain import Lexicon
+from qkv.sample.tokens import Sampling, whole
+from qkv.text.chat import ChatTemplate
+from qkv.text.language import LanguageTokenizer
+from qkv.weights.quantised import Blocks
+
+if TYPE_CHECKING:
+    import torch
+
+    from qkv.models.decoder import Decoder
+
+MAX_CHARACTERS = 1 << 20  # of all texts of one request: as much as is tokenised in a second or two
+MAX_THREADS = 64
+
+# Fill in the middle (2207.14255): before the code above, before the code below, before what is to be written.
+FIM = (
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen 2.5 Coder, CodeGemma
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek Coder
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
+)
+_FIM_ENDS = ("<|fim_pad|>", "<fim_pad>", "<fim-pad>", "▁<EOT>", "<|file_sep|>", "<file_sep>", "<|repo_name|>")
+_SAMPLED = ("temperature", "top_k", "top_p", "min_p")  # of generation_config.json, if it says do_sample
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Language:
+    """A model with all that its folder says about writing with it."""
+
+    name: str
+    tokenizer: LanguageTokenizer
+    engine: Engine
+    load_template: Callable[[], ChatTemplate]
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of Sampling, from generation_config.json
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def vocab(self) -> int:
+        return self.engine.runner.vocab
+
+    @property
+    def context(self) -> int:
+        return self.engine.runner.context
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """How the model was trained to talk; only who chats pays for it. CheckpointError if there is none."""
+        return self.load_template()
+
+    @cached_property
+    def lexicon(self) -> Lexicon:
+        return Lexicon(self.tokenizer, self.vocab, self.tokenizer.stops)
+
+    def spell(self, token: int) -> str:
+        """A token as text, for showing it."""
+        return self.tokenizer.token_bytes(token).decode(errors="replace") if token < self.tokenizer.vocab else ""
+
+    def token(self, spelling: str) -> int | None:
+        """The control token that is spelled like this."""
+        ids = self.tokenizer.encode(spelling, control=True)
+        return ids[0] if len(ids) == 1 and self.spell(ids[0]) == spelling else None
+
+    @cached_property
+    def fim(self) -> tuple[int, int, int] | None:
+        """The three tokens of filling in the middle, or None if the vocabulary has none."""
+        for spellings in FIM:
+            before, after, middle = map(self.token, spellings)
+            if before is not None and after is not None and middle is not None:
+                return before, after, middle
+        return None
+
+    @cached_property
+    def fim_ends(self) -> frozenset[int]:
+        """Tokens that end a text in the middle."""
+        found = {self.token(spelling) for spelling in _FIM_ENDS} | set(self.fim or ())
+        return frozenset(token for token in found if token is not None)
+
+    def read(self, text: str) -> list[int]:
+        """The tokens of a prompt; control tokens that it spells are plain text. Raises InputError."""
+        check_text("prompt", text)
+        start = [self.tokenizer.bos] if self.tokenizer.adds_bos and self.tokenizer.bos is not None else []
+        ids = [*start, *self.tokenizer.encode(text)]
+        if not ids and self.tokenizer.bos is not None:
+            ids = [self.tokenizer.bos]
+        if not ids:
+            raise InputError("the prompt is empty, and this model has no token to begin with; write something")
+        return ids
+
+
+def check_text(name: str, text: object) -> str:
+    """`text` if it can be read at all; else InputError."""
+    if not isinstance(text, str):
+        raise InputError(f"{name} is not a text but {type(text).__name__}")
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"{name} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} is no Unicode text: half a surrogate pair at character {error.start}") from error
+    return text
+
+
+def load_language(
+    model: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    offline: bool = False,
+) -> Language:
+    """The language model of that name, in that folder or GGUF file; None is the default one.
+
+    A known model that is not here is fetched, unless `offline`. `dtype` auto is the file's own; int8 and int4 make
+    its weights smaller as they are read. Raises NotFoundError, CheckpointError, ConfigError, InputError.
+    """
+    if threads is not None:
+        whole("threads", threads, 1, MAX_THREADS)
+    path = find(model if model is not None else registry.DEFAULTS["text"], offline=offline).absolute()
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
+    return _load(path, stamp, device, dtype, threads)
+
+
+@lru_cache(maxsize=2)
+def _load(path: Path, stamp: object, device: str, dtype: str, threads: int | None) -> Language:
+    """Kept in memory until two others were asked for, or a file changes, which `stamp` shows."""
+    if path.suffix == ".gguf":
+        return _from_gguf(path, device, dtype, threads)
+    return _from_folder(path, device, dtype, threads)
+
+
+def _from_gguf(path: Path, device: str, dtype: str, threads: int | None) -> Language:
+    from qkv.weights.gguf import open_gguf
+    from qkv.weights.gguf_decoder import load_gguf, read_decoder
+
+    gguf = open_gguf(path)
+    tokenizer = LanguageTokenizer.from_gguf(gguf.metadata)
+    runner, warnings = _runner(lambda: read_decoder(gguf), lambda dtype: load_gguf(path, dtype), device, dtype, threads)
+    return Language(
+        name=path.stem,
+        tokenizer=tokenizer,
+        load_template=lambda: ChatTemplate.from_gguf(gguf.metadata),
+        engine=Engine(runner),
+        warnings=warnings,
+    )
+
+
+def _from_folder(path: Path, device: str, dtype: str, threads: int | None) -> Language:
+    from qkv.weights.decoder import as_blocks, load_decoder
+    from qkv.weights.folder import Folder
+
+    folder = Folder(path)
+    tokenizer = LanguageTokenizer.load(path)
+    generation = folder.json("generation_config.json") if folder.has("generation_config.json") else {}
+    runner, warnings = _runner(
+        lambda: as_blocks(load_decoder(folder)),
+        lambda dtype: load_decoder(folder, dtype=dtype),
+        device,
+        dtype,
+        threads,
+    )
+    return Language(
+        name=path.name,
+        tokenizer=tokenizer,
+        load_template=lambda: ChatTemplate.load(path),
+        engine=Engine(runner),
+        defaults=_defaults(generation),
+        warnings=warnings,
+    )
+
+
+_KERNELS = {"auto": None, "int8": "Q8_0", "int4": "Q4_1"}  # dtype: what matrices are made of, if not of what they are
+
+
+def _runner(
+    read: Callable[[], tuple[DecoderConfig, Mapping[str, Blocks]]],
+    load: Callable[["torch.dtype"], "Decoder"],
+    device: str,
+    dtype: str,
+    threads: int | None,
+) -> tuple[Runner, tuple[str, ...]]:
+    """On the compiled kernels what `read` gives, else in PyTorch what `load` gives; and warnings."""
+    if dtype not in _KERNELS or device not in ("auto", "cpu") or (device == "auto" and _has_gpu()):
+        return _torch_runner(load, device, dtype, threads), ()
+    from qkv.engine.native_runner import NativeRunner
+    from qkv.kernels.build import KernelError
+
+    kind = _KERNELS[dtype]
+    try:
+        config, weights = read()
+        if kind is not None:
+            from qkv.weights.quantise import requantise
+
+            weights = requantise(weights, kind)
+        return NativeRunner(config, weights, threads=threads), ()
+    except (KernelError, ConfigError) as error:
+        reason = f"the compiled kernels do not run here: {shorten(str(error), 300)}"
+        if kind is not None:
+            raise ConfigError(f"dtype={dtype}: {reason}; leave dtype away") from error
+        return _torch_runner(load, device, dtype, threads), (f"slow: {reason}; PyTorch does",)
+
+
+def _has_gpu() -> bool:
+    """Whether PyTorch has a GPU to compute on; it is imported only where there can be one."""
+    if not Path("/proc/driver/nvidia/version").exists():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """What a generation_config.json says of Sampling. Raises ConfigError."""
+    drawn = bool(generation.get("do_sample"))
+    names = [*(_SAMPLED if drawn else ()), "repetition_penalty"]
+    found = {name: generation[name] for name in names if generation.get(name) is not None}
+    found = ({"temperature": 1.0} if drawn else {}) | found
+    try:
+        Sampling(**found)
+    except InputError as error:
+        raise ConfigError(f"generation_config.json: {error}") from error
+    return found
+
+
+def _torch_runner(load: Callable[["torch.dtype"], "Decoder"], device: str, dtype: str, threads: int | None) -> Runner:
+    import torch
+
+    from qkv import device as devices
+    from qkv.engine.torch_runner import TorchRunner
+
+    if threads is not None:
+        torch.set_num_threads(threads)  # for the process: the engine computes on a thread of its own
+    place = devices.find_device(device)
+    if dtype in _KERNELS and dtype != "auto":
+        raise InputError(f"dtype={dtype} is for processors; on {place.type} use bfloat16 or float16")
+    return TorchRunner(load(devices.find_dtype(dtype, place)).to(place))

@@ -1,0 +1,129 @@
+"""What may be asked of `chat` and `complete`, checked before there is a model: what cannot be costs nothing."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from qkv.errors import InputError
+from qkv.loaded.language import Language, load_language
+from qkv.sample.beam import check_beams
+from qkv.sample.stops import check_stops
+from qkv.sample.tokens import MAX_SEED, Sampling, whole
+
+MAX_ANSWERS = 128  # n and best_of
+MAX_LOGPROBS = 20  # as OpenAI's
+MAX_TOKENS = 1 << 20
+
+
+class Asked(TypedDict, total=False):
+    """The fields of `Options` as keyword arguments."""
+
+    max_tokens: int
+    n: int
+    best_of: int
+    stop: str | Sequence[str]
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int
+    logprobs: int
+    schema: Mapping[str, Any] | str
+    regex: str
+    beams: int
+    length_penalty: float
+    model: str | Path | None
+    device: str
+    dtype: str
+    threads: int | None
+    offline: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to write, and with which model; None is the model's own default. sample/tokens.py explains the sampling.
+
+    Raises InputError.
+    """
+
+    max_tokens: int | None = None  # 0, for an echoed prompt: nothing
+    n: int = 1  # how many texts
+    best_of: int | None = None  # of so many, the n likeliest a token
+    stop: str | Sequence[str] = ()
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None  # text i is drawn with seed + i
+    logprobs: int | None = None  # of every token, and of so many of the likeliest beside it
+    schema: Mapping[str, Any] | str | None = None  # the text is JSON that fits this JSON schema
+    regex: str | None = None  # the text matches this from end to end
+    beams: int = 1  # above 1: beam search
+    length_penalty: float = 1.0
+    model: str | Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            whole("max_tokens", self.max_tokens, 0, MAX_TOKENS)
+        whole("n", self.n, 1, MAX_ANSWERS)
+        if self.best_of is not None:
+            whole("best_of", self.best_of, self.n, MAX_ANSWERS)
+        if self.logprobs is not None:
+            whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        check_stops(self.stop)
+        check_beams(self.beams, self.length_penalty)
+        sampling = self.sampling({})
+        if self.seed is not None:
+            whole("seed", self.seed, 0, MAX_SEED - self.answers + 1)
+        if self.schema is not None and self.regex is not None:
+            raise InputError("schema and regex are both given; a text can follow one of them")
+        if self.beams > 1:
+            self._check_beams(sampling)
+
+    def _check_beams(self, sampling: Sampling) -> None:
+        odd = {
+            "n above beams": self.n > self.beams,
+            "best_of": self.best_of is not None,
+            "a temperature": sampling.temperature > 0,
+            "penalties or logit_bias": not sampling.plain,
+            "schema or regex": self.schema is not None or self.regex is not None,
+            "logprobs": self.logprobs is not None,
+        }
+        if found := [name for name, given in odd.items() if given]:
+            raise InputError(f"beams={self.beams} cannot be searched with {' and '.join(found)}")
+
+    def check_some(self) -> None:
+        """InputError if nothing is to be written."""
+        if self.max_tokens == 0:
+            raise InputError("max_tokens=0 writes nothing; ask for 1 or more, or echo a prompt to see its own tokens")
+
+    def load(self) -> Language:
+        """The model, fetched if need be. Raises NotFoundError, CheckpointError, ConfigError."""
+        return load_language(
+            self.model, device=self.device, dtype=self.dtype, threads=self.threads, offline=self.offline
+        )
+
+    @property
+    def answers(self) -> int:
+        """How many texts are written, of which n are the result."""
+        return self.best_of or self.n
+
+    def sampling(self, defaults: Mapping[str, Any]) -> Sampling:
+        """What was asked, else what `defaults` say, else greedy. Raises InputError."""
+        names = [each.name for each in dataclasses.fields(Sampling)]
+        asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return Sampling(**{**defaults, **asked})
