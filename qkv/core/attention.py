@@ -7,7 +7,9 @@ weights is left out on purpose: none of the models here is better for it.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -107,6 +109,11 @@ def _by_chunks(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     return out.unflatten(1, (B, H))[0]
 
 
+# Who receives the weights of which `Attention`: set by record() for its own thread or coroutine, seen by no other.
+Watched = Mapping[nn.Module, Callable[[Tensor], None]]
+watched: ContextVar[Watched] = ContextVar("watched", default=MappingProxyType({}))
+
+
 class KeyValues(Protocol):
     """What `Attention` asks of one layer's cache (core/cache.py)."""
 
@@ -155,7 +162,6 @@ class Attention(nn.Module):
         self.v = nn.Linear(memory_dim, kv_heads * value_dim, bias=bias)
         self.out = nn.Linear(heads * value_dim, dim if out_dim is None else out_dim, bias=out_bias)
         self.q_norm, self.k_norm = q_norm, k_norm
-        self.watch: Callable[[Tensor], None] | None = None  # set by record(): receives the weights
 
     def forward(
         self,
@@ -179,8 +185,8 @@ class Attention(nn.Module):
             q, k = rotate(q, rotary), rotate(k, rotary)
         if cache is not None:
             k, v = cache.extend(k, v)
-        if self.watch is not None:
-            self.watch(attention_weights(q, k, bias=bias, causal=causal, scale=self.scale))
+        if (see := watched.get().get(self)) is not None:
+            see(attention_weights(q, k, bias=bias, causal=causal, scale=self.scale))
         mixed = attend(q, k, v, bias=bias, causal=causal, scale=self.scale)  # (B, H, T, K)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
 

@@ -33,9 +33,9 @@ class AttentionMaps:
     @contextmanager
     def watching(self, unet: nn.Module) -> Iterator[None]:
         """Looks over the shoulder of one call of `unet`, whose last batch row is the prompt's."""
-        with record(unet, weights=True, wanted=lambda name: name.endswith("memory_attention")) as out:
+        with record(unet, outputs=False, weights=True, wanted=lambda name: name.endswith("memory_attention")) as out:
             yield
-        self._add({name: value for name, value in out.items() if name.endswith(".weights")})
+        self._add(out)
 
     def _add(self, weights: Mapping[str, Tensor]) -> None:
         seen = {value.shape[-2] for value in weights.values()}

@@ -46,7 +46,7 @@ def align(ready: Ready, source: str, target: str, *, layer: int | None = None) -
     name = f"decoder.blocks.{layer}.memory_attention"
     device = ready.model.token.weight.device
     given = torch.tensor([[ready.model.config.start, *written[:-1]]], device=device)
-    with record(ready.model, weights=True, wanted=lambda each: each == name) as out:
+    with record(ready.model, outputs=False, weights=True, wanted=lambda each: each == name) as out:
         ready.model(torch.tensor([read], device=device), given)
     weights = out[f"{name}.weights"][0].float().mean(0).cpu().numpy()  # (T, S) of pieces
     # A word looked at another with the mean of its pieces, at all pieces of that together.

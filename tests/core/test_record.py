@@ -1,10 +1,12 @@
 """`record` names what every layer gave, its weights are those that the fused path used, and it leaves no trace."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from qkv.core.attention import Attention
+from qkv.core.attention import Attention, watched
 from qkv.core.record import first_difference, record
 from qkv.core.stack import Stack, StackConfig
 
@@ -76,12 +78,46 @@ def test_only_what_is_wanted(model):
     ]
 
 
-def test_the_model_is_restored_after_an_error(model):
+def test_nothing_is_left_after_an_error(model):
     with pytest.raises(RuntimeError), record(model, weights=True):  # noqa: PT012
         model(*inputs())
         model(torch.randn(2, 5, 7), torch.randn(2, 3, 6))
-    assert not any(module._forward_hooks for module in model.modules())
-    assert all(module.watch is None for module in model.modules() if isinstance(module, Attention))
+    assert not nn.modules.module._global_forward_hooks
+    assert not watched.get()
+
+
+def test_nothing_is_set_on_the_model(model):
+    before = [dict(vars(module)) | {"_forward_hooks": len(module._forward_hooks)} for module in model.modules()]
+    with record(model, weights=True):
+        model(*inputs())
+        now = [dict(vars(module)) | {"_forward_hooks": len(module._forward_hooks)} for module in model.modules()]
+    assert [list(each) for each in now] == [list(each) for each in before]
+    assert all(each["_forward_hooks"] == 0 for each in now)
+
+
+def test_threads_do_not_see_each_other(model):
+    """Eight record one model at once, each with texts of another length; a ninth computes and records nothing."""
+    given = {length: (torch.randn(1, length, 16), torch.randn(1, 2 + length, 6)) for length in range(3, 12)}
+    with torch.no_grad():
+        alone = {}
+        for length, (x, memory) in given.items():
+            with record(model, weights=True) as alone[length]:
+                model(x, memory)
+
+    def run(length: int) -> bool:
+        with torch.no_grad():
+            for _ in range(20):
+                if length == 11:
+                    model(*given[length])
+                    continue
+                with record(model, weights=True) as out:
+                    model(*given[length])
+                if out.keys() != alone[length].keys() or not all(out[name].equal(alone[length][name]) for name in out):
+                    return False
+        return True
+
+    with ThreadPoolExecutor(len(given)) as pool:
+        assert all(pool.map(run, given, timeout=60))
 
 
 def test_a_record_within_a_record(model):
@@ -91,6 +127,19 @@ def test_a_record_within_a_record(model):
         assert inner.keys() >= {"cross", "cross.weights"}
         model(*inputs())
     assert outer.keys() == inner.keys()
+
+
+def test_a_record_sees_what_one_within_it_sees(model):
+    with record(model, weights=True) as outer, record(model, weights=True) as inner:
+        model(*inputs())
+    assert outer.keys() == inner.keys()
+    assert all(outer[name].equal(inner[name]) for name in outer)
+
+
+def test_weights_alone(model):
+    with record(model, outputs=False, weights=True) as out:
+        model(*inputs())
+    assert list(out) == ["stack.blocks.0.attention.weights", "stack.blocks.1.attention.weights", "cross.weights"]
 
 
 def test_first_difference():

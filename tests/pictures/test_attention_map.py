@@ -1,5 +1,6 @@
 """Heat maps: each word's own, from the recorded weights, and without any effect on the picture."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,31 @@ def test_watching_changes_nothing(tiny: Path, sampler: str) -> None:
         assert watched.image.tobytes() == plain.image.tobytes()
         assert plain.attention is None
         assert watched.attention is not None
-        assert load(tiny, dtype=dtype).unet.up[0].transformers[0].stack.blocks[0].memory_attention.watch is None
+
+
+SIZES = [(64, 64), (64, 128), (128, 64), (128, 128), (64, 192), (192, 64), (128, 192), (192, 128)]
+
+
+def test_threads_get_their_own_maps(tiny: Path) -> None:
+    """Eight draw at once with one model, each another size."""
+
+    def run(size: tuple[int, int]) -> tuple[bytes, bytes]:
+        drawn = draw("a red dog", model=tiny, steps=3, seed=1, size=size, dtype="float32", attention=True)[0]
+        assert drawn.attention is not None
+        return drawn.image.tobytes(), drawn.attention.tobytes()
+
+    alone = [run(size) for size in SIZES]
+    assert len(set(alone)) == len(SIZES)
+    with ThreadPoolExecutor(len(SIZES)) as pool:
+        assert list(pool.map(run, SIZES, timeout=120)) == alone
+
+
+def test_a_map_is_not_seen_by_who_draws_beside_it(tiny: Path) -> None:
+    drawn = []
+    with ThreadPoolExecutor(2) as pool:
+        for wanted in [True, False] * 4:
+            drawn.append(pool.submit(draw, "a dog", model=tiny, steps=2, seed=1, dtype="float32", attention=wanted))
+    assert [each.result()[0].attention is not None for each in drawn] == [True, False] * 4
 
 
 def maps_of(tiny: Path, prompt: str, size: tuple[int, int] = (8, 8)):
