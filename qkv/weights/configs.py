@@ -1,17 +1,11 @@
-"""Published config.json <-> ours: two columns of keys, and the values that our networks cannot but have.
-
-A key that asks for something else is refused by name, so that no model is silently computed wrong.
-Keys that no row names (dropout, versions, paths, code) are ignored; no key ever imports anything.
-"""
+"""What the published config.json files of all families share; `qkv.published` tells how they are read."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qkv.config import as_dict
-from qkv.errors import ConfigError, shorten
+from qkv.published import Keys as Keys
 from qkv.weights.files import write_file
 
 # How transformers spells the shape of a stack, in every family that came after BERT.
@@ -24,32 +18,18 @@ LAYERS = {
     "layer_norm_eps": "norm_eps",
 }
 
-
-@dataclass(frozen=True, kw_only=True)
-class Keys:
-    """`fields`: published key -> ours. `fixed`: published key -> the values that mean what we do, the first of them
-    written; a key that is absent is taken to mean it. `absent`: what the publishing library takes for a key of
-    `fields` that the file leaves out, where our own default is another."""
-
-    fields: Mapping[str, str]
-    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    absent: Mapping[str, Any] = field(default_factory=dict)
-
-    def ours(self, published: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of our configuration that the file sets. ConfigError names a value that we cannot honour."""
-        for key, values in self.fixed.items():
-            if key in published and published[key] not in values:
-                value = shorten(repr(published[key]))
-                raise ConfigError(f"{key}={value} is not supported; it must be {' or '.join(map(repr, values))}")
-        given = {**self.absent, **published}
-        return {ours: given[key] for key, ours in self.fields.items() if given.get(key) is not None}
-
-    def published(self, config: Any) -> dict[str, Any]:
-        """The file's keys from our configuration."""
-        values = as_dict(config)
-        return {key: values[0] for key, values in self.fixed.items()} | {
-            key: values.get(ours) for key, ours in self.fields.items()
-        }
+# What any config.json of transformers may say, and what changes nothing of what we compute: labels and names, how its
+# library computes and answers, dropout and initialisation.
+COMMON = frozenset(
+    {
+        *("model_type", "name_or_path", "tokenizer_class", "finetuning_task", "task_specific_params", "prefix"),
+        *("id2label", "label2id", "problem_type", "return_dict", "use_return_dict", "output_attentions"),
+        *("output_hidden_states", "output_scores", "return_dict_in_generate", "torchscript", "use_bfloat16"),
+        *("tf_legacy_loss", "gradient_checkpointing", "use_cache", "chunk_size_feed_forward", "attn_implementation"),
+        *("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "initializer_range"),
+        *("initializer_factor", "layerdrop", "pretraining_tp"),
+    }
+)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from qkv.errors import CheckpointError, shorten
+from qkv.published import Keys
 from qkv.weights.files import PICKLES, open_tensors, pickle_refused, replacing, save_tensors, unique
 from qkv.weights.regular import open_regular
 
@@ -78,6 +79,11 @@ class Folder:
         if not isinstance(value, dict):
             raise CheckpointError(f"{where} holds {type(value).__name__}, not a JSON object")
         return value
+
+    def unknown(self, tables: Mapping[str, Keys]) -> list[str]:
+        """Warnings that name the keys which no table knows, of the files among `tables` that are here."""
+        here = {name: keys for name, keys in tables.items() if self.has(name)}
+        return [warning for name, keys in here.items() for warning in keys.unknown(self.json(name), name)]
 
     def tensors(
         self, component: str = "", stems: Iterable[str] = STEMS, *, variant: str | None = None
