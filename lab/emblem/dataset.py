@@ -9,10 +9,7 @@ hides as outdated.
 
 import hashlib
 import json
-import shutil
 import signal
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -24,16 +21,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lab.emblem import raster, splits
 from lab.emblem.concepts import Concept, Emojibase
 from lab.emblem.items import Item, Words
 from lab.emblem.tinting import tints
 from qkv import config, registry
+from qkv.atomic import new_folder, replacing
 from qkv.errors import CheckpointError, NotFoundError, OutputError
 from qkv.fetch.npm import Package, fetch
+from qkv.progress import Bar
 
 TABLE = Path(__file__).with_name("emblem.toml")
 FILLED = 0.906  # of the frame's side that a typical silhouette spans, in every set
@@ -169,12 +166,8 @@ def build(home: Path | None = None, *, progress: bool = True) -> Path:
         for picture, item in tints(pictures, items, rows.seed):
             pictures.append(picture)
             items.append(item)
-        with tempfile.TemporaryDirectory(prefix=".emblem-", dir=folder.parent) as scratch:
-            _write(Path(scratch), pictures, items, names, rows)
-            Path(scratch).chmod(0o755)  # a temporary folder is its owner's alone
-            shutil.rmtree(folder, ignore_errors=True)
-            Path(scratch).rename(folder)
-            Path(scratch).mkdir()  # for the context manager to remove
+        with new_folder(folder, replace=True) as made:
+            _write(made, pictures, items, names, rows)
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder
@@ -244,25 +237,20 @@ def _draw_sets(
     drawn.mkdir(parents=True, exist_ok=True)
     jobs = {icons.style: list(_icons(icons, folders[icons.style], names)) for icons in rows.sets}
     done = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        _workers() as pool,
-        Progress(*columns, console=Console(file=sys.stderr), disable=not progress) as bar,
-    ):
-        task = bar.add_task("drawing", total=sum(map(len, jobs.values())))
+    with _workers() as pool, Bar("drawing", sum(map(len, jobs.values())), shown=progress) as bar:
         for icons in rows.sets:
-            bar.update(task, description=f"drawing {icons.style}")
+            bar.update(what=f"drawing {icons.style}")
             path = drawn / f"{icons.style}-{_fingerprint(icons, jobs[icons.style])}.npz"
             if not path.is_file():
                 made = []
                 arguments = [(icon.source, FILLED / icons.extent) for icon in jobs[icons.style]]
                 for pair in pool.map(_draw, arguments, chunksize=16):
                     made.append(pair)
-                    bar.advance(task)
+                    bar.advance()
                 _keep(path, made)
             yield from _join(icons, jobs[icons.style], path)
             done += len(jobs[icons.style])
-            bar.update(task, completed=done)
+            bar.update(done)
 
 
 def _fingerprint(icons: IconSet, jobs: list[Icon]) -> str:
@@ -293,11 +281,9 @@ def _draw(job: tuple[str | Path, float]) -> tuple[raster.Picture, tuple[str, ...
 
 def _keep(path: Path, made: list[tuple[raster.Picture, tuple[str, ...]]]) -> None:
     """A drawn set at `path`, all of it or nothing."""
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as scratch:
-        part = Path(scratch) / path.name
-        pictures, colours = zip(*made)
-        np.savez_compressed(part, pictures=pictures, colours=[" ".join(words) for words in colours])
-        part.rename(path)
+    pictures, colours = zip(*made)
+    with replacing(path) as file:
+        np.savez_compressed(file, pictures=pictures, colours=[" ".join(words) for words in colours])
 
 
 def _join(icons: IconSet, jobs: list[Icon], path: Path) -> Iterator[tuple[raster.Picture, Item]]:

@@ -4,7 +4,6 @@ We name no mirror, and apt checks each package against the lists that its distri
 and a newer version of Debian gives newer files. deb(5): an `ar` archive that holds the files as a tarball.
 """
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -13,7 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from qkv.errors import CheckpointError, MissingDependencyError, NotFoundError, OutputError, shorten
+from qkv.atomic import new_folder
+from qkv.errors import CheckpointError, MissingDependencyError, NotFoundError, shorten
 
 
 def fetch(packages: Sequence[str], cache: Path) -> dict[str, Path]:
@@ -24,18 +24,11 @@ def fetch(packages: Sequence[str], cache: Path) -> dict[str, Path]:
     """
     missing = [package for package in packages if _newest(package, cache) is None]
     if missing:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
-                for archive in _download(missing, Path(scratch)):
-                    name, version, _ = archive.stem.split("_")
-                    unpacked = unpack(archive, Path(scratch) / name)
-                    with contextlib.suppress(FileExistsError):  # another process was faster
-                        unpacked.rename(cache / f"{name}_{version}")
-        except OSError as error:
-            if isinstance(error, OutputError):
-                raise
-            raise OutputError(f"cannot write {cache}: {error.strerror or error}") from error
+        with tempfile.TemporaryDirectory(prefix="qkv-") as scratch:
+            for archive in _download(missing, Path(scratch)):
+                name, version, _ = archive.stem.split("_")
+                with new_folder(cache / f"{name}_{version}", replace=True) as made:
+                    unpack(archive, made)
     found = {package: _newest(package, cache) for package in packages}
     return {package: path for package, path in found.items() if path is not None}
 

@@ -9,9 +9,7 @@ was never translated.
 
 import difflib
 import re
-import shutil
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,8 +17,9 @@ from pathlib import Path
 from lab.emblem.splits import fraction
 from lab.help.debian import fetch
 from qkv import registry
+from qkv.atomic import new_folder
 from qkv.data.parallel import Pair, write_pairs
-from qkv.errors import CheckpointError, InputError, OutputError
+from qkv.errors import CheckpointError, InputError
 from qkv.text.sentences import sentences
 
 LANGUAGES = {"de": "de", "fr": "fr", "zh-TW": "zh-tw"}  # ours -> in the packages' names
@@ -53,18 +52,10 @@ def build(pair: str, home: Path | None = None) -> Path:
     for page, pairs in pages:
         parts[part_of(page)] += pairs
     versions = ", ".join(sorted({path.name.partition("_")[2].replace("%3a", ":") for path in files.values()}))
-    try:
-        with tempfile.TemporaryDirectory(prefix=".help-", dir=data) as scratch:
-            for part, pairs in parts.items():
-                kept = list(dict.fromkeys(clean(pairs)))
-                write_pairs(Path(scratch), part, source, target, kept)
-            (Path(scratch) / "NOTICE").write_text(NOTICE.format(versions=versions, packages=", ".join(packages)))
-            Path(scratch).chmod(0o755)
-            shutil.rmtree(folder, ignore_errors=True)
-            Path(scratch).rename(folder)
-            Path(scratch).mkdir()  # for the context manager to remove
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+    with new_folder(folder, replace=True) as made:
+        for part, pairs in parts.items():
+            write_pairs(made, part, source, target, list(dict.fromkeys(clean(pairs))))
+        (made / "NOTICE").write_text(NOTICE.format(versions=versions, packages=", ".join(packages)))
     return folder
 
 

@@ -18,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from lab.emblem import dataset
@@ -34,13 +32,14 @@ from lab.judge.training import HELD_OUT, picture_features
 from lab.measure import metrics
 from lab.measure.metrics import Pictures, Score, copy_distance, jackknife, percent, plain, share, top_k, yellow_share
 from lab.measure.nearest import Nearest
+from qkv.atomic import replacing
 from qkv.errors import InputError
 from qkv.pictures.sheet import contact_sheet
+from qkv.progress import Bar
 from qkv.tasks.draw import draw as public_draw
 from qkv.text.tokenizer import Tokenizer
 from qkv.text.weighting import escape
 from qkv.weights.configs import write_json
-from qkv.weights.files import replacing
 
 Draw = Callable[[str, str | None, int], Image.Image]  # prompt, negative prompt, seed
 
@@ -161,15 +160,13 @@ def _seed(seed: int, *names: str) -> int:
 
 def _draw_all(orders: Mapping[str, Sequence[Order]], draw: Draw, progress: bool) -> dict[str, Pictures]:
     """What is drawn for each list of orders, (N, 128, 128, 3)."""
-    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     drawn: dict[str, list[npt.NDArray[np.uint8]]] = defaultdict(list)
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task("", total=sum(map(len, orders.values())))
+    with Bar("drawing", sum(map(len, orders.values())), shown=progress) as bar:
         for name, order in ((name, order) for name, group in orders.items() for order in group):
             image = draw(escape(order.prompt), order.negative, order.seed)
             # The judge knows one size, whatever the model's.
             drawn[name].append(np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS)))
-            bar.advance(task)
+            bar.advance()
     return {name: np.stack(pictures) for name, pictures in drawn.items()}
 
 

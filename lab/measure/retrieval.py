@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lab.emblem import dataset
 from lab.emblem.captions import plain_caption
@@ -25,6 +23,7 @@ from lab.emblem.items import Item
 from lab.measure.metrics import Score, percent, plain
 from qkv.errors import InputError
 from qkv.index.vectors import Vectors
+from qkv.progress import Bar
 from qkv.tasks.embed_clip import ClipEmbedder, load_clip_embedder
 
 LANGUAGES = ("zh-hant", "de", "fr")
@@ -62,14 +61,12 @@ def measure(embedder: ClipEmbedder, data: EmblemData, *, progress: bool = False)
 
 def look(embedder: ClipEmbedder, data: EmblemData, items: Sequence[Item], progress: bool) -> Vectors:
     """The vectors (N, P) of the items' pictures."""
-    columns = (TextColumn("looking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     parts = []
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar:
-        task = bar.add_task("", total=len(items))
+    with Bar("looking", len(items), shown=progress) as bar:
         for start in range(0, len(items), CHUNK):
             some = [Image.fromarray(data.pictures[item.row]) for item in items[start : start + CHUNK]]
             parts.append(embedder.embed_pixels([embedder.see(image) for image in some]))
-            bar.advance(task, len(some))
+            bar.advance(len(some))
     return np.concatenate(parts)
 
 

@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from lab.emblem import dataset
 from lab.emblem.captions import Mix
 from lab.emblem.items import Item
 from lab.train.batches import Draw, Pictures, to_signed
+from qkv.atomic import replacing
 from qkv.errors import CheckpointError, shorten
 from qkv.models.vae import VAE
-from qkv.weights.files import replacing
+from qkv.progress import track
 
 Latents = npt.NDArray[np.float16]
 SEEN = ("train", "tint")  # the splits that training draws from
@@ -82,7 +82,7 @@ def encode(vae: VAE, pictures: Pictures, cache: Path, *, progress: bool = True) 
         path.parent.mkdir(parents=True, exist_ok=True)
         device = next(vae.parameters()).device
         made = []
-        for start in track(range(0, len(pictures), 32), "latents", disable=not progress):
+        for start in track(range(0, len(pictures), 32), "latents", shown=progress):
             with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16):
                 mean, _ = vae.distribution(to_signed(pictures[start : start + 32]).to(device))
             made.append(mean.half().cpu().numpy())

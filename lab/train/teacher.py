@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 import torch
-from rich.progress import track
 
 from lab.emblem import dataset
+from qkv.atomic import replacing
 from qkv.errors import NotFoundError
+from qkv.progress import track
 from qkv.weights.bert import load_bert
-from qkv.weights.files import replacing
 from qkv.weights.folder import Folder
 
 LONGEST = 64  # tokens of a text that the teacher reads
@@ -47,7 +47,7 @@ def _embed(teacher: Path, texts: Sequence[str], progress: bool) -> Vectors:
     bert = load_bert(Folder(teacher), dtype=torch.bfloat16)
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
     made = np.zeros((len(texts), bert.config.dim), np.float16)
-    for rows in track(list(_parts(by_length, 256)), "teacher", disable=not progress):
+    for rows in track(list(_parts(by_length, 256)), "teacher", shown=progress):
         encoded = tokenizer.encode_batch([texts[i] for i in rows])
         ids = torch.tensor([text.ids for text in encoded])
         mask = torch.tensor([text.attention_mask for text in encoded], dtype=torch.bool)

@@ -12,6 +12,7 @@ import typer
 
 from qkv.cli.shared import Shared, verb
 from qkv.errors import InputError, OutputError, shorten
+from qkv.progress import Bar
 
 if TYPE_CHECKING:
     from qkv.pictures.picture import Picture, Settings
@@ -43,11 +44,11 @@ def draw(
     if prompt is None and replay is None:
         raise InputError("there is no prompt; say what to draw: qkv draw 'a dog in a suit'")
     place = Place(out)
+    from qkv.atomic import replacing
     from qkv.config import as_dict
     from qkv.device import threads
     from qkv.pictures.request import Request, written_in
     from qkv.tasks.draw import drawing
-    from qkv.weights.files import replacing
 
     asked, before, lost = written_in(replay) if replay else ({}, None, ())
     given = {
@@ -149,18 +150,10 @@ def _shown(events: "Iterator[Progress | Picture]") -> "Iterator[Picture]":
     """The pictures among `events`; a bar on stderr tells how far they are, if someone is looking."""
     from qkv.pictures.picture import Picture
 
-    if not sys.stderr.isatty():
-        yield from (event for event in events if isinstance(event, Picture))
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        steps = bar.add_task("", total=None)
+    with Bar("drawing") as bar:
         for event in events:
             if isinstance(event, Picture):
                 yield event
             else:
                 done = event.picture * event.steps + event.step
-                bar.update(steps, total=event.pictures * event.steps, completed=done)
+                bar.update(done, total=event.pictures * event.steps)

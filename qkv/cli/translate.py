@@ -124,9 +124,9 @@ def _check(picture: Path, text: str) -> None:
 def _draw(picture: Path, sentences: tuple[tuple[str, str], ...], **options: Any) -> None:
     from PIL import Image
 
+    from qkv.atomic import replacing
     from qkv.tasks.alignment import align, draw_alignment
     from qkv.tasks.translate import load_ready
-    from qkv.weights.files import replacing
 
     ready = load_ready(**options)
     drawn = [draw_alignment(align(ready, *pair)) for pair in sentences]

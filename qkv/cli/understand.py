@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from qkv.cli.pictures import Place, slug
 from qkv.cli.shared import Shared, named_file, verb
 from qkv.cli.text import Model, warn
 from qkv.errors import InputError, shorten
+from qkv.progress import Bar, track
 
 if TYPE_CHECKING:
     from qkv.index.passages import Skipped
@@ -59,9 +60,9 @@ def embed(
     if output is not None and output.suffix not in (".npy", ".jsonl"):
         raise InputError(f"cannot write {shorten(str(output))!r}; end the name in .npy or .jsonl")
     given = _given(texts)
+    from qkv.atomic import replacing
     from qkv.device import threads
     from qkv.tasks.embed import load_embedder
-    from qkv.weights.files import replacing
 
     embedder = load_embedder(model, **_where(shared))
     with threads(shared.threads):
@@ -120,7 +121,7 @@ def _piped() -> str:
 
 def _parts(embedder: "Embedder", texts: list[str]) -> "Iterator[tuple[list[str], Vectors]]":
     """Texts with their vectors, `CHUNK` at a time; warnings go to stderr."""
-    for start in _bar(range(0, len(texts), CHUNK), "embedding"):
+    for start in track(range(0, len(texts), CHUNK), "embedding", shown=len(texts) > CHUNK):
         some = texts[start : start + CHUNK]
         made = embedder.embed(some)
         warn(made.warnings)
@@ -195,18 +196,11 @@ def _search_pictures(shared: Shared, query: str, place: Path, top: int, model: s
 
 def _last(events: Iterable[Any], what: str) -> Any:
     """The last of the events; the others move a bar on stderr, if someone is looking."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
     event = None
-    with Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
+    with Bar(what) as bar:
         for event in events:
             if hasattr(event, "done"):
-                bar.update(task, completed=event.done, total=event.total)
+                bar.update(event.done, total=event.total)
     return event
 
 
@@ -253,11 +247,3 @@ def classify(
 
 def _where(shared: Shared) -> dict[str, Any]:
     return {"device": shared.device or "auto", "dtype": shared.dtype or "auto", "offline": shared.offline}
-
-
-def _bar(steps: Sequence[int], what: str) -> Iterable[int]:
-    from rich.console import Console
-    from rich.progress import track
-
-    hidden = len(steps) < 2 or not sys.stderr.isatty()
-    return track(steps, what, console=Console(stderr=True), disable=hidden)

@@ -18,19 +18,18 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qkv.atomic import replacing
 from qkv.data import spam_subjects
 from qkv.data.spam import Labelled
 from qkv.engine.engine import Engine
 from qkv.engine.sequence import MAX_TOP, Event, Request
 from qkv.errors import InputError, MissingDependencyError, shorten
 from qkv.loaded.language import Language
+from qkv.progress import Bar
 from qkv.sample.tokens import whole
 from qkv.train.classify import labelled
 from qkv.weights.configs import write_json
-from qkv.weights.files import replacing
 from qkv.writing.shots import MAX_SHOTS
 
 SHOTS = (0, 1, 4, 16)
@@ -163,12 +162,11 @@ def measure(
     _check(language, task, max(plan[max(counts)], key=lambda shown: sum(len(shot.text) for shot in shown)))
     known = [Labelled(text, label) for label, texts in task.pool.items() for text in texts]
     chance = 1 / len(task.labels)
-    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        line = bar.add_task("", total=sum(map(len, plan.values())) * (len(task.items) + len(EMPTY)))
+    total = sum(map(len, plan.values())) * (len(task.items) + len(EMPTY))
+    with Bar("reading", total, shown=progress) as bar:
         points = []
         for number, group in plan.items():
-            rows = [_examine(language, task, shown, lambda: bar.advance(line)) for shown in group]
+            rows = [_examine(language, task, shown, bar.advance) for shown in group]
             points.append({"shots": number} | {name: _mean([row[name] for row in rows]) for name in CURVES})
     return {
         "model": language.name,

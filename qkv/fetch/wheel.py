@@ -16,11 +16,11 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from qkv.errors import CheckpointError, MissingDependencyError, NotFoundError, shorten
+from qkv.progress import Bar
 from qkv.registry import File, Known, Wheel
 
 CHUNK = 1 << 20
@@ -62,10 +62,10 @@ def download(wheel: Wheel, scratch: Path, *, progress: bool) -> Path:
             stderr=output,
         )
     try:
-        with _bar(wheel, shown=progress) as advance:
+        with Bar("fetching", wheel.bytes, size=True, shown=progress) as bar:
             while pip.poll() is None:
                 time.sleep(GLANCE)
-                advance(_largest(scratch))
+                bar.update(min(_largest(scratch), wheel.bytes))
     finally:
         pip.kill()  # nothing happens if it has ended
         pip.wait()
@@ -91,21 +91,6 @@ def _reason(log: Path) -> str:
     broken = [line.split("broken by ", 1)[1] for line in lines if "connection broken by " in line]
     said = broken[:1] + errors[:1] or [line for line in lines if line.strip()][-1:] or ["it left no wheel"]
     return shorten("; ".join(said), 300)
-
-
-@contextlib.contextmanager
-def _bar(wheel: Wheel, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Takes the bytes that are here; a bar on stderr shows them."""
-    if not shown:
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("fetching"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=wheel.bytes)
-        yield lambda done: bar.update(task, completed=min(done, wheel.bytes))
 
 
 def verify(path: Path, wheel: Wheel) -> None:

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 from PIL import Image, PngImagePlugin
 
+from qkv.atomic import replacing
 from qkv.config import as_dict, build
 from qkv.errors import ConfigError, InputError, OutputError, shorten
 from qkv.models.noise import SamplerName
-from qkv.weights.files import replacing
 
 MAX_FILE = 64 << 20  # of a picture that is read back
 MAX_TEXT = 1 << 20

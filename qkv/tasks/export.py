@@ -1,14 +1,13 @@
 """A model as a folder in Hugging Face's layout, which diffusers opens."""
 
-import contextlib
 import os
 import shutil
-import uuid
 from pathlib import Path
 
 import torch
 
 from qkv import registry
+from qkv.atomic import new_folder
 from qkv.device import find_dtype
 from qkv.errors import OutputError
 from qkv.weights.diffusers import load_latent_diffusion, save_latent_diffusion
@@ -27,16 +26,8 @@ def export(model: str | Path, folder: str | Path, *, dtype: str | None = None) -
         raise OutputError(f"cannot write {folder}: it is already there; give a new name")
     precision = None if dtype is None else find_dtype(dtype, torch.device("cpu"))
     loaded = load_latent_diffusion(source)
-    scratch = folder.with_name(f".{folder.name[:50]}.{uuid.uuid4().hex}.part")
-    try:
-        save_latent_diffusion(loaded, scratch, dtype=precision)
+    with new_folder(folder) as made:
+        save_latent_diffusion(loaded, made, dtype=precision)
         for name in filter(Folder(source).has, BESIDE):
-            shutil.copyfile(Folder(source).file(name), scratch / name)
-        scratch.rename(folder)
-    except OSError as error:
-        reason = error.__cause__ if isinstance(error, OutputError) else error  # without the scratch folder's name
-        raise OutputError(f"cannot write {folder}: {getattr(reason, 'strerror', None) or reason}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(scratch)
+            shutil.copyfile(Folder(source).file(name), made / name)
     return folder

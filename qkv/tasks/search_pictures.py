@@ -18,6 +18,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from qkv import device as devices
+from qkv.atomic import replacing
 from qkv.errors import InputError, shorten
 from qkv.index.passages import Skipped
 from qkv.index.vectors import Kept, Vectors, key_of
@@ -37,7 +38,6 @@ from qkv.pictures.files import (
 from qkv.pictures.sheet import contact_sheet
 from qkv.tasks.embed_clip import ClipEmbedder, Pixels, load_clip_embedder
 from qkv.tasks.search import Progress, check_query, cosine
-from qkv.weights.files import replacing
 
 CHUNK = 64  # pictures that are read, computed and kept at once: what an interruption costs at most
 SHOWN = 100  # pictures on a contact sheet

@@ -5,8 +5,8 @@
                              optimizer.safetensors
                              state.json             step, configuration, SHA-256 of the files
 
-A save writes into a hidden folder, flushes it to the disk and renames it, so that whatever kills the
-process leaves the previous checkpoint as it was; hidden leftovers go with the next save. No pickle is
+A save is whole or not at all (qkv/atomic.py), so that whatever kills the process leaves the previous checkpoint as
+it was; hidden leftovers go with the next save. No pickle is
 written or read. A run folder has one trainer at a time (`lock`). POSIX only: `flock` and folder renames.
 Left out: sharded states of several processes (torch's distributed checkpoint does that).
 """
@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from qkv.atomic import new_folder
 from qkv.errors import CheckpointError, InputError, NotFoundError, OutputError
 
 Tensors = dict[str, Tensor]
@@ -48,33 +49,27 @@ def save(run: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], facts
     Raises OutputError where the disk is full or read-only; the checkpoints before are then untouched.
     """
     room = run / "checkpoints"
-    final, partial = room / f"{step:08d}", room / f".{step:08d}.partial"
+    final = room / f"{step:08d}"
     try:
         room.mkdir(parents=True, exist_ok=True)
         clean(room)
         if final.exists():  # everything is a function of the step: this state is on the disk already
             return final
-        partial.mkdir()
-        files = {}
-        for name, tensors in groups.items():
-            file = partial / f"{name}.safetensors"
-            save_file(_separate(tensors), file)
-            _flush(file)
-            files[name] = _digest(file)
-        state = partial / "state.json"
-        state.write_text(json.dumps({"step": step, "files": files, "facts": facts}, indent=1), encoding="utf-8")
-        _flush(state)
-        _flush(partial)
-        partial.rename(final)
-        _flush(room)
+        with new_folder(final) as made:
+            files = {}
+            for name, tensors in groups.items():
+                file = made / f"{name}.safetensors"
+                save_file(_separate(tensors), file)
+                files[name] = _digest(file)
+            state = json.dumps({"step": step, "files": files, "facts": facts}, indent=1)
+            (made / "state.json").write_text(state, encoding="utf-8")
         for old in _complete(run)[:-keep]:
             old.rename(room / f".{old.name}.old")  # a half-deleted folder must not look like a checkpoint
         clean(room)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        kept = newest(run)
+        kept, reason = newest(run), error.__cause__ if isinstance(error, OutputError) else error
         raise OutputError(
-            f"cannot save step {step} in {room}: {error}; make room there and resume from {kept or 'the start'}"
+            f"cannot save step {step} in {room}: {reason}; make room there and resume from {kept or 'the start'}"
         ) from error
     return final
 
@@ -197,12 +192,3 @@ def _separate(tensors: Mapping[str, Tensor]) -> Tensors:
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

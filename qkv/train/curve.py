@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qkv.atomic import write_file
 from qkv.errors import MissingDependencyError, OutputError
-from qkv.weights.files import write_file
 
 BOOKKEEPING = {"step", "seconds", "skipped"}
 

@@ -29,10 +29,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from qkv.atomic import write_file
 from qkv.config import as_dict
 from qkv.errors import CheckpointError, ConfigError, InputError, MissingDependencyError, QkvError, shorten
 from qkv.train import checkpoint, curve
 from qkv.train.batch import parts, rows, to_device
+from qkv.train.meter import Meter
 from qkv.train.optim import (
     OptimConfig,
     ema_decay,
@@ -42,9 +44,7 @@ from qkv.train.optim import (
     optimizers,
     restore_optimizers,
 )
-from qkv.train.progress import Meter
 from qkv.train.signals import stop_signals
-from qkv.weights.files import write_file
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)

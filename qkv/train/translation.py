@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from qkv.atomic import write_file
 from qkv.data.parallel import Pair, read_pairs
 from qkv.errors import ConfigError, InputError
 from qkv.models.translator import Translator
@@ -35,7 +36,6 @@ from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.recipes import Context, facts
 from qkv.train.vocabulary_loss import vocabulary_loss
 from qkv.weights.configs import write_json
-from qkv.weights.files import write_file
 from qkv.weights.marian import save_translator
 
 Ids = npt.NDArray[np.int64]

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qkv.atomic import write_file
 from qkv.published import Keys as Keys
-from qkv.weights.files import write_file
 
 # How transformers spells the shape of a stack, in every family that came after BERT.
 LAYERS = {

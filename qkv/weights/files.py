@@ -9,14 +9,12 @@ Left out: pickles (`.bin`, `.pt`, `.ckpt`), which can run code, and dtypes that 
 Format: the safetensors README, section Format.
 """
 
-import contextlib
 import json
 import math
 import mmap
 import os
 import re
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from weakref import WeakValueDictionary
@@ -24,7 +22,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from qkv.errors import CheckpointError, OutputError, shorten
+from qkv.atomic import replacing
+from qkv.errors import CheckpointError, shorten
 from qkv.weights.regular import open_regular
 
 # In the order in which the safetensors package lays tensors out, so that equal tensors give it and us equal bytes.
@@ -257,42 +256,3 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """`data` as the file `path`, there whole or not at all; its folder is made if need be. Raises OutputError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
-    with replacing(path) as file:
-        file.write(data)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends: it is there whole or not at all.
-
-    If the block raises, or the disk is full, what was at `path` stays and nothing is left beside it. OSError
-    becomes OutputError.
-    """
-    # A name has at most 255 bytes, and a character up to 4 of them.
-    temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex}.part")
-    try:
-        try:
-            with open(temporary, "xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        with contextlib.suppress(PermissionError):  # of a folder that may be written into, but not read
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # else a power cut could undo the renaming
-            finally:
-                os.close(folder)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

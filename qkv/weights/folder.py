@@ -17,9 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
+from qkv.atomic import replacing
 from qkv.errors import CheckpointError, shorten
 from qkv.published import Keys
-from qkv.weights.files import PICKLES, open_tensors, pickle_refused, replacing, save_tensors, unique
+from qkv.weights.files import PICKLES, open_tensors, pickle_refused, save_tensors, unique
 from qkv.weights.regular import open_regular
 
 MAX_JSON = 16 << 20  # the longest published indexes are below 10 MiB; in memory it may grow twentyfold

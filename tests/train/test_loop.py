@@ -319,7 +319,7 @@ def test_batches_of_any_shape_are_moved_and_counted(wrap: Callable[[Tensor], obj
 def test_lines_without_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("qkv.train.progress.QUIET", 0.0)
+    monkeypatch.setattr("qkv.train.meter.QUIET", 0.0)
     config = FitConfig(steps=3, dtype="fp32")
     fit(toy(), batches, denoise, config, tmp_path)
     out, err = capsys.readouterr()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qkv.errors import CheckpointError, OutputError
-from qkv.weights.files import DTYPES, open_tensors, release, save_tensors, write_file
+from qkv.weights.files import DTYPES, open_tensors, release, save_tensors
 
 quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -227,13 +227,3 @@ def test_peak_memory_is_the_size_of_the_file(tmp_path: Path, stored: str, wanted
     opened, loaded = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert opened < 6 << 20  # the modules' code
     assert loaded < 1.15 * path.stat().st_size
-
-
-def test_a_file_is_replaced_or_left(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "config.json"
-    write_file(file, b"one")
-    write_file(file, b"two")
-    assert file.read_bytes() == b"two"
-    assert [path.name for path in file.parent.iterdir()] == ["config.json"]
-    with pytest.raises(OutputError, match="cannot make the folder"):
-        write_file(file / "below-a-file", b"")

@@ -4,8 +4,7 @@ import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from qkv.progress import Bar
 
 QUIET = 30.0  # seconds between plain lines
 SMOOTH = 0.98  # the share of the past in the shown loss and speed
@@ -22,24 +21,19 @@ class Meter:
         self.began = self.ticked = time.monotonic()
         self.printed = self.began
         self.loss = self.seconds = self.items = self.weight = 0.0
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        console = Console(stderr=True)
-        self.bar = Progress(*columns, console=console) if shown and console.is_terminal else None
-        self.task = self.bar.add_task("", total=steps, completed=start) if self.bar else None
+        self.bar = Bar("training", steps, done=start, note="", shown=shown)
 
     def __enter__(self) -> "Meter":
-        if self.bar:
-            self.bar.start()
+        self.bar.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self.bar:
-            self.bar.stop()
+        self.bar.__exit__(kind, error, tb)
 
     def say(self, line: str) -> None:
         """One line that stays."""
         if self.bar:
-            self.bar.console.print(line, markup=False, highlight=False)
+            self.bar.say(line)
         elif self.shown:
             print(line, file=sys.stderr, flush=True)
 
@@ -51,8 +45,8 @@ class Meter:
         self.seconds = SMOOTH * self.seconds + (1 - SMOOTH) * (now - self.ticked)
         self.items = SMOOTH * self.items + (1 - SMOOTH) * items
         self.ticked = now
-        if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=done, description=self._text(done))
+        if self.bar:
+            self.bar.update(done, note=self._text(done))
         elif self.shown and now - self.printed >= QUIET:
             self.printed = now
             self.say(f"step {done}/{self.steps}  {self._text(done)}")
