@@ -13,9 +13,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qkv.errors import ConfigError, shorten, unknown
+from qkv.errors import ConfigError, InputError, shorten, unknown
+from qkv.textfiles import read_text
 
 T = TypeVar("T")
+
+MAX_TOML = 1 << 20  # bytes of a file
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -94,10 +97,10 @@ def read_toml(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     A value that is not TOML is taken as text, so that `name=dog` needs no quotes.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(read_text(path, limit=MAX_TOML))
+    except InputError as error:
+        raise ConfigError(str(error)) from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     for override in overrides:
         key, equals, text = override.partition("=")

@@ -13,7 +13,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 NAMES = [str(file.relative_to(ROOT)) for file in FILES]
 TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in zip(NAMES, FILES)}
 
-GROUND = ["errors", "atomic", "progress", "config", "published", "registry", "device"]
+GROUND = ["errors", "textfiles", "atomic", "progress", "config", "published", "registry", "device"]
 ROOMS = (
     "text core models weights fetch kernels sample engine loaded index pictures writing tasks data train evaluate serve"
 )

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from qkv.errors import InputError, shorten
+from qkv.textfiles import NotTextError, read_stream
 
 Plain = dict[str, Any]  # values that JSON knows
 INTERRUPTED = 130  # the exit code after Ctrl-C
+MAX_PIPED = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,14 @@ class Shared:
     def say(self, text: str, values: Plain, *, end: str = "\n") -> None:
         """Prints a result: `text` for people, followed by `end`, `values` for programs."""
         print(json.dumps(values) if self.json else text, end="\n" if self.json else end, flush=True)
+
+
+def piped() -> str:
+    """What comes in on stdin. InputError."""
+    try:
+        return read_stream(sys.stdin.buffer, limit=MAX_PIPED)
+    except NotTextError as error:
+        raise InputError(f"cannot read the input: {error}") from error
 
 
 def named_file(text: str) -> Path | None:

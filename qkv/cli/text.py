@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qkv.cli.shared import INTERRUPTED, Plain, Shared, verb
+from qkv.cli.shared import INTERRUPTED, Plain, Shared, piped, verb
 from qkv.errors import InputError
+from qkv.textfiles import read_text
 
 if TYPE_CHECKING:
     from qkv.writing.loop import Completion, Piece
@@ -24,6 +25,9 @@ Seed = Annotated[int | None, typer.Option(help="The same seed, the same text.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")]
 Schema = Annotated[Path | None, typer.Option(help="A file with a JSON schema; the text is JSON that fits it.")]
 Regex = Annotated[str | None, typer.Option(help="The text matches this from end to end.")]
+
+
+MAX_SCHEMA = 1 << 20  # bytes of a file
 
 
 @verb
@@ -43,7 +47,7 @@ def chat(
 ) -> None:
     """Answer a question, or talk: with a prompt or piped input once, else until /exit."""
     options = _options(
-        shared, model, max_tokens, temperature, top_p, top_k, seed, stop, schema=_read(schema), regex=regex
+        shared, model, max_tokens, temperature, top_p, top_k, seed, stop, schema=_schema(schema), regex=regex
     )
     if prompt is None and sys.stdin.isatty():
         from qkv.cli.talk import talk
@@ -86,7 +90,7 @@ def complete(
     ] = None,
 ) -> None:
     """Go on from a text, or complete code in a file."""
-    more = {"schema": _read(schema), "regex": regex, "n": n, "best_of": best_of, "beams": beams, "logprobs": logprobs}
+    more = {"schema": _schema(schema), "regex": regex, "n": n, "best_of": best_of, "beams": beams, "logprobs": logprobs}
     options = _options(shared, model, max_tokens, temperature, top_p, top_k, seed, stop, **more)
     if logprobs is not None and not shared.json:
         raise InputError("logprobs are printed as JSON only; add --json")
@@ -144,20 +148,11 @@ def _piped() -> str:
     """What comes in on stdin, without the line end behind it."""
     if sys.stdin.isatty():
         raise InputError("there is no text; say what to go on from: qkv complete 'def factorial(n):'")
-    data = sys.stdin.buffer.read()
-    try:
-        return data.decode().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"the input is no UTF-8: byte {error.start}") from error
+    return piped().removesuffix("\n").removesuffix("\r")
 
 
-def _read(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+def _schema(path: Path | None) -> str | None:
+    return None if path is None else read_text(path, limit=MAX_SCHEMA)
 
 
 def _show(shared: Shared, events: "Iterator[Piece | Completion]") -> None:

@@ -3,14 +3,14 @@
 import math
 import sys
 from collections.abc import Iterator
-from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NamedTuple, cast
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import typer
 
 from qkv.cli.shared import INTERRUPTED, Shared, named_file, verb
 from qkv.errors import InputError, OutputError
+from qkv.textfiles import NotTextError, as_utf8
 
 CHUNK = 1 << 20  # bytes that are read at once at most
 
@@ -86,7 +86,7 @@ def _bursts(stream: BinaryIO, where: str) -> Iterator[list[Line]]:
     from qkv.tasks.translate import MAX_LINE
 
     rest, number = b"", 1  # of the line that `rest` begins
-    while data := cast(BufferedReader, stream).read1(CHUNK):
+    for data in _utf8(stream, where):
         *whole, rest = (rest + data).split(b"\n")
         if len(rest) > 4 * MAX_LINE:  # bytes: no text ends as late as that
             raise InputError(f"line {number + len(whole)} of {where} has more than {MAX_LINE} characters; break it up")
@@ -99,11 +99,18 @@ def _bursts(stream: BinaryIO, where: str) -> Iterator[list[Line]]:
         raise InputError(f"there is no text in {where}; give one with something to translate")
 
 
+def _utf8(stream: BinaryIO, where: str) -> Iterator[bytes]:
+    try:
+        yield from as_utf8(stream, CHUNK)
+    except NotTextError as error:
+        raise InputError(f"cannot read {where}: {error}") from error
+
+
 def _decoded(line: bytes, ending: str, number: int, where: str) -> Line:
     from qkv.tasks.translate import MAX_LINE
 
     try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        text = line.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{where} is no UTF-8 text: line {number}, byte {error.start}") from error
     if "\0" in text:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qkv.cli.pictures import Place, slug
-from qkv.cli.shared import Shared, named_file, verb
+from qkv.cli.shared import Shared, named_file, piped, verb
 from qkv.cli.text import Model, warn
 from qkv.errors import InputError, shorten
 from qkv.progress import Bar, track
+from qkv.textfiles import lines as split
 
 if TYPE_CHECKING:
     from qkv.index.passages import Skipped
@@ -36,7 +37,7 @@ def fill(
     """Fill in what is masked."""
     from qkv.tasks.fill import fill as run
 
-    text = _piped().rstrip("\r\n") if text == "-" else text
+    text = piped().rstrip("\r\n") if text == "-" else text
     filled = run(text, top=top, model=model, threads=shared.threads, **_where(shared))
     warn(filled.warnings)
     for number, guesses in enumerate(filled.masks, 1):
@@ -86,7 +87,7 @@ def embed(
 def _given(texts: list[str]) -> list[str]:
     """The arguments, or the lines of the file that is the only one. InputError."""
     if texts == ["-"]:
-        lines = [line.removesuffix("\r") for line in _piped().removesuffix("\n").split("\n")]
+        lines = split(piped())
     elif len(texts) == 1 and (file := named_file(texts[0])):
         from qkv.index.passages import read_lines
 
@@ -102,21 +103,6 @@ def _given(texts: list[str]) -> list[str]:
     if len(found) < len(lines):
         warn((f"{len(lines) - len(found)} of {len(lines)} lines are empty and have no vector",))
     return found
-
-
-def _piped() -> str:
-    """What comes in on stdin. InputError."""
-    from qkv.index.passages import MAX_FILE
-
-    data = sys.stdin.buffer.read(MAX_FILE + 1)
-    if len(data) > MAX_FILE:
-        raise InputError(f"the input has more than {MAX_FILE >> 20} MiB; give it in parts")
-    if b"\0" in data:
-        raise InputError("the input is binary, not text; give UTF-8 text")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"the input is no UTF-8 text: byte {error.start}") from error
 
 
 def _parts(embedder: "Embedder", texts: list[str]) -> "Iterator[tuple[list[str], Vectors]]":

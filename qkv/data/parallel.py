@@ -5,11 +5,15 @@ libreoffice-help` builds, and how published sets lie (Multi30k: `test_2016_flick
 """
 
 import gzip
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from qkv.errors import InputError, NotFoundError
+from qkv.textfiles import NotTextError, lines, read_stream
+
+MAX_BYTES = 4 << 30  # of a file
 
 
 class Pair(NamedTuple):
@@ -34,19 +38,17 @@ def read_pairs(folder: Path, part: str, source: str, target: str) -> list[Pair]:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file, also a .gz, without the space around them. Raises InputError."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: byte {error.start}") from error
-    except (OSError, EOFError) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            text = read_stream(cast(BinaryIO, file), limit=MAX_BYTES)
+    except (OSError, EOFError, NotTextError, zlib.error) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    return [line.strip() for line in text.removesuffix("\n").split("\n")]
+    return [line.strip() for line in lines(text)]
 
 
 def write_pairs(folder: Path, part: str, source: str, target: str, pairs: Sequence[Pair]) -> None:
     """Two files of a part, a line a pair."""
-    for language, lines in zip((source, target), ([pair.source for pair in pairs], [pair.target for pair in pairs])):
-        (folder / f"{part}.{language}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    for language, side in zip((source, target), ([pair.source for pair in pairs], [pair.target for pair in pairs])):
+        (folder / f"{part}.{language}").write_text("".join(f"{line}\n" for line in side), encoding="utf-8")
 
 
 def _find(folder: Path, name: str) -> Path:

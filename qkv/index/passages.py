@@ -13,6 +13,7 @@ from pathlib import Path
 
 from qkv.errors import InputError, NotFoundError, shorten
 from qkv.text.words import valid_text
+from qkv.textfiles import NotTextError, lines, read_stream
 
 MAX_FILE = 64 << 20  # bytes
 LONGEST = 1000  # characters of a passage: about as many as 256 tokens spell
@@ -56,7 +57,7 @@ def read_lines(file: Path) -> list[str]:
     if isinstance(found, Skipped):
         raise InputError(f"cannot read {file}: {found.reason}")
     if file.suffix not in JSON_LINES:
-        return [line.removesuffix("\r") for line in found]
+        return found
     texts = []
     for passage in _read(file):
         if isinstance(passage, Skipped):
@@ -114,17 +115,11 @@ def _text(file: Path) -> list[str] | Skipped:
         return Skipped(file, "it is not a regular file")
     try:
         with file.open("rb") as stream:
-            data = stream.read(MAX_FILE + 1)
+            return lines(read_stream(stream, limit=MAX_FILE))
+    except NotTextError as error:
+        return Skipped(file, str(error))
     except OSError as error:
         return Skipped(file, error.strerror or str(error))
-    if len(data) > MAX_FILE:
-        return Skipped(file, f"it has more than {MAX_FILE >> 20} MiB")
-    if b"\0" in data[:8192]:
-        return Skipped(file, "it is binary, not text")
-    try:
-        return data.decode("utf-8-sig").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        return Skipped(file, f"it is not UTF-8 text: byte {error.start}")
 
 
 def _passages(lines: list[str], file: Path, first: int) -> Iterator[Passage]:

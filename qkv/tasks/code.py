@@ -11,6 +11,7 @@ from pathlib import Path
 from qkv.errors import InputError
 from qkv.loaded.language import Language, check_text
 from qkv.tasks.complete import in_the_middle
+from qkv.textfiles import read_text
 from qkv.writing.loop import Completion, Piece, Task, settle, write
 from qkv.writing.options import Options
 from qkv.writing.source import NAMES, cutters, read_code, reads_as
@@ -47,10 +48,7 @@ class CodeRequest:
 
 def in_file(path: Path, line: int, options: Options) -> CodeRequest:
     """The wish for what comes at the end of a file's line. Raises InputError."""
-    try:
-        source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+    source = read_text(path).replace("\r\n", "\n")
     return CodeRequest(source=source, line=line, kind=NAMES.get(path.suffix), options=options)
 
 

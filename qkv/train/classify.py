@@ -22,7 +22,8 @@ from qkv.errors import ConfigError, InputError
 from qkv.fetch.pull import find
 from qkv.models.bert import BertClassifier
 from qkv.text.bert import BertTokenizer
-from qkv.train.conversations import Order, read_lines
+from qkv.textfiles import json_lines
+from qkv.train.conversations import Order
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.recipes import Context, facts, freeze
 from qkv.weights.bert import load_bert, save_bert
@@ -104,7 +105,7 @@ def train(recipe: Recipe, context: Context) -> Result[BertClassifier]:
 
 def labelled(data: str) -> list[Labelled]:
     """The texts of "spam", or of a file. InputError that names file and line."""
-    return spam.load() if data == "spam" else read_lines(Path(data), _labelled)
+    return spam.load() if data == "spam" else json_lines(Path(data), _labelled)
 
 
 def _labelled(value: Mapping[str, Any]) -> Labelled:

@@ -8,22 +8,21 @@ conversations into a row, tools, and pictures.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qkv.errors import InputError, QkvError, shorten
+from qkv.errors import InputError, shorten
 from qkv.text.chat import ChatTemplate, Message
 from qkv.text.language import LanguageTokenizer
+from qkv.textfiles import json_lines
 
 IGNORED = -100  # the target of what is not to be learnt
-MAX_BYTES = 256 << 20  # of a file
 _NEIGHBOURS = 16  # batches among which rows are sorted by length
 
 T = TypeVar("T")
@@ -76,33 +75,6 @@ class Speaker:
         return len(start)
 
 
-def read_lines(path: Path, read: Callable[[Mapping[str, Any]], T]) -> list[T]:
-    """`read` of every line's JSON object, empty lines passed over. InputError that names the file and the line."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MiB; split it")
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-            if not isinstance(value, Mapping):
-                raise InputError(f"it holds {type(value).__name__}, not an object")
-            found.append(read(value))
-        except (ValueError, RecursionError, QkvError) as error:
-            what = str(error) if isinstance(error, QkvError) else f"it is not JSON: {shorten(str(error))}"
-            raise InputError(f"{path}, line {number}: {what}") from error
-    if not found:
-        raise InputError(f"{path} is empty; write one JSON object a line")
-    return found
-
-
 def messages(value: object, key: str = "messages") -> list[Message]:
     """A list of messages as JSON has it. InputError."""
     if not isinstance(value, list) or not value:
@@ -119,7 +91,7 @@ def messages(value: object, key: str = "messages") -> list[Message]:
 
 def read_conversations(path: Path, read: Callable[[list[Message]], T]) -> list[T]:
     """`read` of every conversation of a file. InputError that names the file and the line."""
-    return read_lines(path, lambda value: read(messages(value.get("messages"))))
+    return json_lines(path, lambda value: read(messages(value.get("messages"))))
 
 
 def digest(path: Path) -> str:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qkv import textfiles
 from qkv.errors import ConfigError, InputError
 from qkv.models.decoder import Decoder
 from qkv.models.decoder_config import DecoderConfig
@@ -26,6 +27,8 @@ from qkv.train.recipes import Context, facts
 from qkv.weights.decoder import save_decoder
 
 Ids = npt.NDArray[np.int64]
+
+MAX_BYTES = 4 << 30  # of a file of text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class Windows:
 
 
 def train(recipe: Recipe, context: Context) -> Result[Decoder]:
-    text = read_text(recipe.data)
+    text = read_texts(recipe.data)
     cut = round(len(text) * (1 - recipe.validation))
     tokenizer = learn_bpe(text[:cut], recipe.model.vocab)
     known, unseen = (encode(tokenizer, part) for part in (text[:cut], text[cut:]))
@@ -106,17 +109,12 @@ def train(recipe: Recipe, context: Context) -> Result[Decoder]:
     return result
 
 
-def read_text(path: Path) -> str:
+def read_texts(path: Path) -> str:
     """InputError if it is not there or not text."""
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path} holds no *.txt file; name a text, or a folder of texts")
-    try:
-        return "".join(file.read_text(encoding="utf-8") for file in files)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return "".join(textfiles.read_text(file, limit=MAX_BYTES) for file in files)
 
 
 def encode(tokenizer: LanguageTokenizer, text: str) -> Ids:

@@ -21,7 +21,7 @@ from torch import Tensor
 from qkv.errors import ConfigError, InputError
 from qkv.models.bert import BertConfig, MaskedBert
 from qkv.text.bert import BertTokenizer, learn_wordpiece
-from qkv.train.language import read_text
+from qkv.train.language import read_texts
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.recipes import Context, facts
 from qkv.weights.bert import save_bert
@@ -101,7 +101,7 @@ def mask(
 
 
 def train(recipe: Recipe, context: Context) -> Result[MaskedBert]:
-    text = read_text(recipe.data)
+    text = read_texts(recipe.data)
     cut = round(len(text) * (1 - recipe.validation))
     tokenizer = learn_wordpiece(text[:cut].splitlines(), recipe.model.vocab, lowercase=recipe.lowercase)
     known, unseen = (encode(tokenizer, part.splitlines()) for part in (text[:cut], text[cut:]))

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from qkv.errors import ConfigError, InputError
 from qkv.models.decoder import Decoder
-from qkv.train.conversations import IGNORED, Example, Order, Rows, Speaker, digest, messages, read_lines, rows
+from qkv.textfiles import json_lines
+from qkv.train.conversations import IGNORED, Example, Order, Rows, Speaker, digest, messages, rows
 from qkv.train.finetune import open_trainable, save
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.lora import LoraConfig, base_only
@@ -90,7 +91,7 @@ def read_pairs(path: Path, speaker: Speaker) -> list[Pair]:
             found.append(_last_answer(speaker, speaker.example([*prompt, *answer])))
         return Pair(*found)
 
-    return read_lines(path, read)
+    return json_lines(path, read)
 
 
 def _last_answer(speaker: Speaker, example: Example) -> Example:

@@ -1,11 +1,11 @@
 """Examples before a prompt: a task that is shown, not explained (GPT-3, 2005.14165, section 2)."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from qkv.errors import InputError, shorten
+from qkv.errors import InputError
+from qkv.textfiles import json_lines
 
 MAX_SHOTS = 1000
 STOPS = ("\nInput:", "\n\n")  # where the output of the last one ends
@@ -27,22 +27,14 @@ def after(shots: Sequence[Shot], text: str) -> str:
 
 def read_shots(path: Path) -> list[Shot]:
     """The examples of a file, one JSON object a line: {"input": "...", "output": "..."}. Raises InputError."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    found = [_shot(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not 1 <= len(found) <= MAX_SHOTS:
+    found = json_lines(path, _shot)
+    if len(found) > MAX_SHOTS:
         raise InputError(f"{path} has {len(found)} examples; show 1 to {MAX_SHOTS}")
     return found
 
 
-def _shot(line: str, where: str) -> Shot:
-    try:
-        values = json.loads(line)
-        given, wanted = values["input"], values["output"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f'{where} is not {{"input": "...", "output": "..."}}: {shorten(repr(error))}') from error
-    if not isinstance(given, str) or not isinstance(wanted, str):
-        raise InputError(f"{where}: input and output are not both texts")
-    return Shot(given, wanted)
+def _shot(value: Mapping[str, Any]) -> Shot:
+    match value:
+        case {"input": str(given), "output": str(wanted)}:
+            return Shot(given, wanted)
+    raise InputError('it is not {"input": "...", "output": "..."} of two texts')

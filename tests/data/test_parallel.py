@@ -35,7 +35,7 @@ def test_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "data"), [("train.en", b"\xff\xfe"), ("train.en.gz", b"no gzip"), ("train.en.gz", b"")]
+    ("name", "data"), [("train.en", b"\xff\xfe\xff"), ("train.en.gz", b"no gzip"), ("train.en.gz", b"")]
 )
 def test_no_text(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)

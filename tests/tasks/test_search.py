@@ -67,7 +67,7 @@ def test_what_is_no_text_is_passed_over(folder):
     skipped = [one for one in read_passages(folder) if isinstance(one, Skipped)]
     assert {(one.file.name, one.reason) for one in skipped} == {
         ("bytes.bin", "it is binary, not text"),
-        ("latin.txt", "it is not UTF-8 text: byte 3"),
+        ("latin.txt", "it is not UTF-8 text: byte 3; save it as UTF-8"),
         ("bad.jsonl", 'line 2 has no "text"'),
         ("bad.jsonl", "line 3 is not JSON"),
         ("bad.jsonl", "line 4 is not JSON"),
