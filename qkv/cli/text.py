@@ -78,7 +78,7 @@ def complete(
     regex: Regex = None,
     n: Annotated[int, typer.Option("-n", "--n", help="How many texts.")] = 1,
     best_of: Annotated[int | None, typer.Option("--best-of", help="Write so many, keep the n likeliest.")] = None,
-    beams: Annotated[int, typer.Option(help="Above 1: search so many texts at once for the likeliest.")] = 1,
+    beams: Annotated[int | None, typer.Option(help="Above 1: search so many texts at once for the likeliest.")] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before it.")] = False,
     heal: Annotated[bool, typer.Option("--heal", help="The prompt may end within a word.")] = False,
     code: Annotated[

@@ -37,6 +37,9 @@ class Request:
     score: int = 0  # first report so many of the prompt's last tokens, with log-probabilities
     constraint: Callable[[], Constraint] | None = None  # makes one for each answer
     guess: bool = True  # prompt lookup; changes the speed only
+    ranked: bool = False  # the likeliest tokens are those of a beam: with penalties and rules (sample/tokens.py)
+    written: int = 0  # so many of the prompt's tokens are the text's own, written before
+    room: int | None = None  # tokens that may still come in all, where max_tokens are but some of them
 
     def __post_init__(self) -> None:
         whole("n", self.n, 1, MAX_ANSWERS)
@@ -63,7 +66,17 @@ class Request:
         if answer and sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + answer)
         constraint = None if self.constraint is None else self.constraint()
-        return TokenSampler(sampling, self.prompt, vocab, constraint=constraint, logprobs=self.logprobs)
+        return TokenSampler(
+            sampling,
+            self.prompt,
+            vocab,
+            constraint=constraint,
+            logprobs=self.logprobs,
+            ranked=self.ranked,
+            written=self.written,
+            left=self.max_tokens if self.room is None else self.room,
+            stops=self.stops,
+        )
 
 
 class Event(NamedTuple):

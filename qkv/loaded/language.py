@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qkv import registry
 from qkv.engine.engine import Engine
 from qkv.engine.runner import Runner
 from qkv.errors import ConfigError, InputError, shorten
 from qkv.fetch.pull import find
+from qkv.loaded import generation
+from qkv.loaded.generation import Generation
 from qkv.models.decoder_config import DecoderConfig
 from qkv.sample.constrain import Lexicon
-from qkv.sample.tokens import Sampling, whole
+from qkv.sample.tokens import whole
 from qkv.text.chat import ChatTemplate
 from qkv.text.language import LanguageTokenizer
 from qkv.weights.quantised import Blocks
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from qkv.models.decoder import Decoder
+    from qkv.weights.folder import Folder
 
 MAX_CHARACTERS = 1 << 20  # of all texts of one request: as much as is tokenised in a second or two
 MAX_THREADS = 64
@@ -40,7 +43,6 @@ FIM = (
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
 )
 _FIM_ENDS = ("<|fim_pad|>", "<fim_pad>", "<fim-pad>", "▁<EOT>", "<|file_sep|>", "<file_sep>", "<|repo_name|>")
-_SAMPLED = ("temperature", "top_k", "top_p", "min_p")  # of generation_config.json, if it says do_sample
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,7 +53,7 @@ class Language:
     tokenizer: LanguageTokenizer
     engine: Engine
     load_template: Callable[[], ChatTemplate]
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of Sampling, from generation_config.json
+    generation: Generation = field(default_factory=Generation)  # how the publisher wants it to write
     warnings: tuple[str, ...] = ()
 
     @property
@@ -171,7 +173,7 @@ def _from_folder(path: Path, device: str, dtype: str, threads: int | None) -> La
 
     folder = Folder(path)
     tokenizer = LanguageTokenizer.load(path)
-    generation = folder.json("generation_config.json") if folder.has("generation_config.json") else {}
+    told = _generation(folder)
     runner, warnings = _runner(
         lambda: as_blocks(load_decoder(folder)),
         lambda dtype: load_decoder(folder, dtype=dtype),
@@ -184,9 +186,15 @@ def _from_folder(path: Path, device: str, dtype: str, threads: int | None) -> La
         tokenizer=tokenizer,
         load_template=lambda: ChatTemplate.load(path),
         engine=Engine(runner),
-        defaults=_defaults(generation),
-        warnings=warnings,
+        generation=told,
+        warnings=(*told.warnings, *warnings),
     )
+
+
+def _generation(folder: "Folder") -> Generation:
+    if folder.has(generation.FILE):
+        return generation.read_generation(folder.json(generation.FILE))
+    return generation.from_config(folder.json("config.json"))
 
 
 _KERNELS = {"auto": None, "int8": "Q8_0", "int4": "Q4_1"}  # dtype: what matrices are made of, if not of what they are
@@ -227,19 +235,6 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """What a generation_config.json says of Sampling. Raises ConfigError."""
-    drawn = bool(generation.get("do_sample"))
-    names = [*(_SAMPLED if drawn else ()), "repetition_penalty"]
-    found = {name: generation[name] for name in names if generation.get(name) is not None}
-    found = ({"temperature": 1.0} if drawn else {}) | found
-    try:
-        Sampling(**found)
-    except InputError as error:
-        raise ConfigError(f"generation_config.json: {error}") from error
-    return found
 
 
 def _torch_runner(load: Callable[["torch.dtype"], "Decoder"], device: str, dtype: str, threads: int | None) -> Runner:

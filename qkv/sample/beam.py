@@ -4,16 +4,17 @@ Graves (2012, 1211.3711); the length penalty and the end of the search are trans
 log-probability over its length to the power of `length_penalty`, only candidates among the best `beams` may finish, and
 the search ends once no running beam, at its present length, would beat the worst of `beams` finished ones.
 
-What the model says is asked of `likeliest`, so this file knows neither engine nor logits. Left out: groups of diverse
-beams, sampling beams, and penalties within a beam.
+What the model says is asked of `likeliest`, so this file knows neither engine nor logits, nor the penalties and rules
+that go into them. Left out: groups of diverse beams, and sampling beams.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from qkv.sample.tokens import number, whole
 
 MAX_BEAMS = 16
+EarlyStopping = bool | Literal["never"]
 Continuations = Sequence[tuple[int, float]]  # token ids with their log-probability
 
 
@@ -41,10 +42,13 @@ def beam_search(
     ends: Collection[int],
     max_tokens: int,
     length_penalty: float = 1.0,
+    early_stopping: EarlyStopping = False,
 ) -> Iterator[list[Hypothesis]]:
     """After each step, the best texts found so far, the best first; the last ones are the result.
 
-    `likeliest(texts, count)` gives for each of the texts (ids after the prompt) the `count` likeliest next tokens.
+    `likeliest(texts, count)` gives for each of the texts (ids after the prompt) the `count` likeliest next tokens, or
+    fewer if no more may come. `early_stopping`: True ends with `beams` finished texts, "never" lets a running beam hope
+    for the best length that it may reach.
     """
     running, finished = [Hypothesis((), 0.0)], list[Hypothesis]()
     count = (1 + max(1, len(ends))) * beams  # so that `beams` are left to go on if the others end
@@ -61,7 +65,8 @@ def beam_search(
         finished = sorted(finished, key=lambda text: -text.score(length_penalty))[:beams]
         running = [candidate for candidate in candidates if not candidate.ended][:beams]
         yield finished or running
-        if not running or (
-            len(finished) == beams and running[0].score(length_penalty) <= finished[-1].score(length_penalty)
-        ):
+        if not running or (len(finished) == beams and early_stopping is True):
+            return
+        hoped = max_tokens if early_stopping == "never" and length_penalty > 0 else length
+        if len(finished) == beams and running[0].logprob / hoped**length_penalty <= finished[-1].score(length_penalty):
             return

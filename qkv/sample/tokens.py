@@ -3,7 +3,7 @@
 Top-k (Fan et al. 2018, 1805.04833), top-p (Holtzman et al. 2020, 1904.09751, section 3.1), min-p (Nguyen et al. 2024,
 2407.01082), the repetition penalty (Keskar et al. 2019, 1909.05858, section 4.1: over prompt and answer), OpenAI's
 presence and frequency penalties (over the answer only) and its logit bias. They are applied in transformers' order:
-bias, penalties, constraint, temperature, top-k, top-p, min-p.
+bias, penalties, rules (rules.py), constraint, temperature, top-k, top-p, min-p.
 
 One uniform number a token is taken from a Philox generator that belongs to the sequence alone, and is looked up in the
 cumulated probabilities in float64, tokens in the order of their ids: neither a neighbour in the batch nor a last bit of
@@ -12,7 +12,7 @@ a logit changes what is drawn. Numpy only. Left out: typical, eta and mirostat s
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qkv.errors import CheckpointError, InputError, shorten
+from qkv.sample.rules import Ruling, TokenRules
 
 MAX_TEMPERATURE = 100.0
 MAX_BIASES = 1024  # tokens of one request
@@ -44,6 +45,7 @@ class Sampling:
     frequency_penalty: float = 0.0  # taken from them as often as it was written
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # by token id
     seed: int | None = None  # None: drawn by lot
+    rules: TokenRules = field(default_factory=TokenRules)  # of the model's generation_config.json
 
     def __post_init__(self) -> None:
         number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
@@ -65,12 +67,14 @@ class Sampling:
     def plain(self) -> bool:
         """Nothing but the model's own logits decides on the scores."""
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        return penalties == (1.0, 0.0, 0.0) and not self.logit_bias
+        return penalties == (1.0, 0.0, 0.0) and not self.logit_bias and self.rules == TokenRules()
 
     def check_vocab(self, vocab: int) -> None:
-        """InputError if a biased token is not one of `vocab`."""
+        """InputError if a token that is named is not one of `vocab`."""
         for token in self.logit_bias:
             whole("logit_bias: token id", token, 0, vocab - 1)
+        for token in self.rules.ids:
+            whole("generation_config.json: token id", token, 0, vocab - 1)
 
 
 def whole(name: str, value: object, low: int, high: int) -> None:
@@ -118,8 +122,11 @@ class TokenSampler:
     """Chooses the tokens of one sequence, one call of `next` a token.
 
     `vocab` is the length of the logits. With `logprobs`, choices say their log-probability and that of so many
-    likeliest tokens. To check drafted tokens, call `next` with each row of logits in turn and stop at the first choice
-    that is not the draft's: what is drawn is what it would have been without drafts. Raises InputError.
+    likeliest tokens; with `ranked`, these are what bias, penalties and rules make of the log-probabilities, as beam
+    search ranks them. The last `written` tokens of `prompt` belong to the text already, `left` more may come, `stops`
+    are its ends: rules and penalties go by them. To check drafted tokens, call `next` with each row of logits in turn
+    and stop at the first choice that is not the draft's: what is drawn is what it would have been without drafts.
+    Raises InputError.
     """
 
     def __init__(
@@ -130,20 +137,29 @@ class TokenSampler:
         *,
         constraint: Constraint | None = None,
         logprobs: int | None = None,
+        ranked: bool = False,
+        written: int = 0,
+        left: int | None = None,
+        stops: Collection[int] = (),
     ) -> None:
         sampling.check_vocab(vocab)
-        self.sampling, self._constraint, self._logprobs = sampling, constraint, logprobs
+        self.sampling, self._constraint, self._logprobs, self._ranked = sampling, constraint, logprobs, ranked
         self._random = None if sampling.temperature == 0 else np.random.Generator(np.random.Philox(sampling.seed))
-        self._scorer = None if sampling.plain else _Scorer(sampling, prompt, vocab)
+        self._scorer = None
+        if not sampling.plain:
+            ruling = Ruling(sampling.rules, prompt, written=written, left=left, stops=stops)
+            self._scorer = _Scorer(sampling, prompt, vocab, written, ruling)
 
     def next(self, logits: npt.NDArray[np.float32]) -> Choice:
         """The next token after `logits` (V,), which are left as they are.
 
         Raises CheckpointError if they are not numbers, InputError if bias and constraint leave no token.
         """
+        if self._ranked:
+            return self._rank(log_softmax(logits))
         scores = logits if self._scorer is None else self._scorer(logits)
         if self._constraint is not None and (allowed := self._constraint.allowed()) is not None:
-            scores = np.where(allowed, scores, np.float32(-np.inf))
+            scores = self._constrained(logits, scores, allowed)
         best = int(scores.argmax())
         _check_best(float(scores[best]))
         token = best if self._random is None else draw(scores, self.sampling, self._random.random())
@@ -156,37 +172,60 @@ class TokenSampler:
         chances = log_softmax(logits)
         return Choice(token, float(chances[token]), likeliest(chances, self._logprobs))
 
+    def _constrained(self, logits: Floats, scores: Floats, allowed: npt.NDArray[np.bool_]) -> Floats:
+        """What the constraint leaves. What was asked now goes before the model's own rules: where both leave nothing,
+        these are passed over."""
+        left = np.where(allowed, scores, np.float32(-np.inf))
+        if self._scorer is not None and left.max() == -np.inf:
+            left = np.where(allowed, self._scorer(logits, ruled=False), np.float32(-np.inf))
+        return left
+
+    def _rank(self, chances: Floats) -> Choice:
+        """Beam search's step: the scores are what the rules make of log-probabilities, as transformers has it."""
+        _check_best(float(chances.max()))
+        scores = chances if self._scorer is None else self._scorer(chances)
+        if self.sampling.rules.renormalize_logits:
+            scores = log_softmax(scores)
+        top = [(token, score) for token, score in likeliest(scores, self._logprobs or 1) if score > -math.inf]
+        return Choice(int(scores.argmax()), float(scores.max()), tuple(top))
+
 
 def _check_best(score: float) -> None:
     if math.isnan(score) or score == math.inf:
         raise CheckpointError("the model's logits are not numbers: its weights are broken, or the dtype is too narrow")
     if score == -math.inf:
-        raise InputError("no token is left that may come next; loosen logit_bias, the schema or the regex")
+        given = "logit_bias, the schema, the regex or the model's generation_config.json"
+        raise InputError(f"no token is left that may come next; loosen {given}")
 
 
 class _Scorer:
-    """Bias and penalties, with what they have to remember."""
+    """Bias, penalties and rules, with what they have to remember."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab: int) -> None:
-        self._sampling = sampling
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab: int, written: int, ruling: Ruling) -> None:
+        self._sampling, self._ruling = sampling, ruling
+        read = np.asarray(prompt, dtype=np.int64)
         self._seen = np.zeros(vocab, dtype=bool)
-        self._seen[np.asarray(prompt, dtype=np.int64)] = True
-        self._written = np.zeros(vocab, dtype=np.int32)
+        self._seen[read] = True
+        self._written = np.bincount(read[len(read) - written :], minlength=vocab)
         self._biased = np.fromiter(sampling.logit_bias, dtype=np.int64)
         self._bias = np.fromiter(sampling.logit_bias.values(), dtype=np.float32)
 
-    def __call__(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        scores = logits.copy()
+    def __call__(self, logits: Floats, *, ruled: bool = True) -> npt.NDArray[np.float32]:
+        scores = logits.astype(np.float32)
         scores[self._biased] += self._bias
+        self._ruling.bias(scores)
         if self._sampling.repetition_penalty != 1:
             seen = np.flatnonzero(self._seen)
             penalty = np.float32(self._sampling.repetition_penalty)
             scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
         written = np.flatnonzero(self._written)
         scores[written] -= self._sampling.presence_penalty + self._sampling.frequency_penalty * self._written[written]
+        if ruled:
+            self._ruling.restrict(scores)
         return scores
 
     def count(self, token: int) -> None:
+        self._ruling.count(token)
         self._seen[token] = True
         self._written[token] += 1
 

@@ -59,7 +59,7 @@ class CompleteRequest:
             "shots": bool(self.shots) and (self.echo or not is_text),
             "heal": self.heal and constrained,
             "code": bool(self.code) and not self._may_be_code,
-            "beams": self.options.beams > 1 and (self.echo or self.heal),
+            "beams": (self.options.beams or 1) > 1 and (self.echo or self.heal),
         }
         if found := [name for name, given in odd.items() if given]:
             raise InputError(
@@ -71,7 +71,7 @@ class CompleteRequest:
         o = self.options
         plain = isinstance(self.prompt, str) and self.suffix is None and not self.shots
         judged = self.echo and o.logprobs is not None  # the prompt's tokens, and no others
-        return plain and o.schema is None and o.regex is None and o.beams == 1 and not judged
+        return plain and o.schema is None and o.regex is None and (o.beams or 1) == 1 and not judged
 
     @property
     def kind(self) -> str | None:

@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -112,6 +112,7 @@ class Task:
     continues: bool = True  # the text goes on from the prompt's, so a space that it begins with counts
     cutters: Callable[[], list[Cutter]] = list
     ends: frozenset[int] = frozenset()  # tokens that end a text, beside the model's own
+    beams: int = 1
 
 
 def settle(
@@ -129,32 +130,64 @@ def settle(
     `room` is how many tokens are written if nobody says how many, `temperature` how if nobody says how.
     Raises InputError.
     """
-    left = language.context - len(ids)
-    wanted = min(room, left) if options.max_tokens is None else options.max_tokens
-    if wanted > left or left < 1:
-        asked = f" and max_tokens={wanted} to write" if options.max_tokens else ""
-        raise InputError(
-            f"the prompt has {len(ids):,} tokens{asked}; {language.name} takes {language.context:,} in all"
-        )
-    sampling = options.sampling({"temperature": temperature, **language.defaults})
-    sampling.check_vocab(language.vocab)
-    if sampling.temperature and sampling.seed is None:
-        sampling = dataclasses.replace(sampling, seed=secrets.randbelow(2**32))
     found = [*language.warnings, *warnings]
+    wanted = _length(language, len(ids), options, room, found)
+    beams = _beams(language, options, more, found)
+    sampling = options.sampling({"temperature": temperature, **language.generation.sampling})
+    sampling.check_vocab(language.vocab)
+    if beams > 1:
+        sampling = dataclasses.replace(sampling, temperature=0.0)
+    elif sampling.temperature and sampling.seed is None:
+        sampling = dataclasses.replace(sampling, seed=secrets.randbelow(2**32))
     if sampling.temperature == 0:
         idle = [name for name in _DRAWN_ONLY if getattr(options, name) is not None]
         if idle:
             found.append(f"greedy: at temperature 0 {' and '.join(idle)} does nothing; set temperature")
-        if options.answers > 1 and options.beams == 1:
+        if options.answers > 1 and beams == 1:
             found.append(f"greedy: at temperature 0 all {options.answers} texts are the same; set temperature")
     return Task(
-        language=language, ids=ids, options=options, sampling=sampling, max_tokens=wanted, warnings=tuple(found), **more
+        language=language,
+        ids=ids,
+        options=options,
+        sampling=sampling,
+        max_tokens=wanted,
+        warnings=tuple(found),
+        beams=beams,
+        **more,
     )
+
+
+def _length(language: Language, read: int, options: Options, room: int, warnings: list[str]) -> int:
+    """How many tokens may be written after `read`: as asked, else as the model's publisher says, else `room`."""
+    left, told = language.context - read, language.generation
+    if options.max_tokens is None:
+        wanted = min(told.max_tokens or room, left)
+        if told.max_tokens is None and told.max_length is not None and told.max_length - read < wanted:
+            wanted = max(1, told.max_length - read)
+            warnings.append(f"short: the model's max_length={told.max_length} ends the text; set max_tokens")
+    else:
+        wanted = options.max_tokens
+    if wanted > left or left < 1:
+        asked = f" and max_tokens={wanted} to write" if options.max_tokens else ""
+        raise InputError(f"the prompt has {read:,} tokens{asked}; {language.name} takes {language.context:,} in all")
+    return wanted
+
+
+def _beams(language: Language, options: Options, more: Mapping[str, Any], warnings: list[str]) -> int:
+    """How many beams are searched: as asked, else the model's own, if nothing speaks against them."""
+    if options.beams is not None:
+        return options.beams
+    beams = language.generation.beams
+    also = {"echo": more.get("prefix") or more.get("scored"), "heal": more.get("heal")}
+    if found := [*options.against(beams), *(name for name, given in also.items() if given and beams > 1)]:
+        warnings.append(f"beams: the model's own num_beams={beams} is left out for {' and '.join(found)}")
+        return 1
+    return beams
 
 
 def write(task: Task) -> Iterator[Piece | Completion]:
     """Pieces of text as they come, at last the whole. Everything is checked before this returns."""
-    if task.options.beams > 1:
+    if task.beams > 1:
         return _search(task)
     return _stream(_Job(task))
 
@@ -167,7 +200,7 @@ def _stream(job: "_Job") -> Iterator[Piece | Completion]:
 
 async def awrite(task: Task) -> AsyncIterator[Piece | Completion]:
     """`write` for a coroutine. Beams come whole."""
-    if task.options.beams > 1:
+    if task.beams > 1:
         *_, completion = await asyncio.to_thread(lambda: list(_search(task)))
         yield completion
         return
@@ -250,7 +283,8 @@ class _Answer:
         self._task, self._number = task, number
         self._stream = task.language.tokenizer.stream(continues=task.continues)
         self._skip = len(healed)  # characters of the prompt that are written again
-        self._cutters: list[Cutter] = [*task.cutters(), Stops(check_stops(task.options.stop))]
+        stops = (*check_stops(task.options.stop), *task.language.generation.stop)
+        self._cutters: list[Cutter] = [*task.cutters(), Stops(stops)]
         self._text: list[str] = []
         self._events: list[Event] = []
 
@@ -319,21 +353,20 @@ def _completion(task: Task, texts: Sequence[Text], began: float) -> Completion:
 def _search(task: Task) -> Iterator[Piece | Completion]:
     """Beams, whole at the end: what is best so far changes until then."""
     began, language, options = time.perf_counter(), task.language, task.options
-    ends = language.tokenizer.stops | task.ends
+    ends, told = language.tokenizer.stops | task.ends, language.generation
     found = []
 
     def likeliest(texts: Sequence[tuple[int, ...]], count: int) -> list[tuple[tuple[int, float], ...]]:
-        handles = [
-            language.engine.submit(Request(prompt=[*task.ids, *text], max_tokens=1, logprobs=count)) for text in texts
-        ]
+        handles = [language.engine.submit(_step(task, text, count, ends)) for text in texts]
         return [event.top for handle in handles for event in handle]
 
     search = beam_search(
         likeliest,
-        beams=options.beams,
+        beams=task.beams,
         ends=ends,
         max_tokens=task.max_tokens,
-        length_penalty=options.length_penalty,
+        length_penalty=told.length_penalty if options.length_penalty is None else options.length_penalty,
+        early_stopping=told.early_stopping,
     )
     for found in search:  # noqa: B007
         pass
@@ -346,6 +379,20 @@ def _search(task: Task) -> Iterator[Piece | Completion]:
         texts.append(dataclasses.replace(answer.result(), logprob=text.logprob))
         yield Piece(number, texts[-1].text)
     yield _completion(task, texts, began)
+
+
+def _step(task: Task, text: tuple[int, ...], count: int, ends: frozenset[int]) -> Request:
+    """One beam's next tokens."""
+    return Request(
+        prompt=[*task.ids, *text],
+        max_tokens=1,
+        sampling=task.sampling,
+        stops=ends,
+        logprobs=count,
+        ranked=True,
+        written=len(text),
+        room=task.max_tokens - len(text),
+    )
 
 
 def last(events: Iterator[Piece | Completion]) -> Completion:

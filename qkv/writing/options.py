@@ -68,8 +68,8 @@ class Options:
     logprobs: int | None = None  # of every token, and of so many of the likeliest beside it
     schema: Mapping[str, Any] | str | None = None  # the text is JSON that fits this JSON schema
     regex: str | None = None  # the text matches this from end to end
-    beams: int = 1  # above 1: beam search
-    length_penalty: float = 1.0
+    beams: int | None = None  # above 1: beam search
+    length_penalty: float | None = None
     model: str | Path | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -85,26 +85,25 @@ class Options:
         if self.logprobs is not None:
             whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         check_stops(self.stop)
-        check_beams(self.beams, self.length_penalty)
-        sampling = self.sampling({})
+        check_beams(1 if self.beams is None else self.beams, self.length_penalty or 0.0)
+        self.sampling({})
         if self.seed is not None:
             whole("seed", self.seed, 0, MAX_SEED - self.answers + 1)
         if self.schema is not None and self.regex is not None:
             raise InputError("schema and regex are both given; a text can follow one of them")
-        if self.beams > 1:
-            self._check_beams(sampling)
+        if self.beams is not None and (found := self.against(self.beams)):
+            raise InputError(f"beams={self.beams} cannot be searched with {' and '.join(found)}")
 
-    def _check_beams(self, sampling: Sampling) -> None:
+    def against(self, beams: int) -> list[str]:
+        """What is asked that no search of so many beams can give."""
         odd = {
-            "n above beams": self.n > self.beams,
+            "n above beams": self.n > beams,
             "best_of": self.best_of is not None,
-            "a temperature": sampling.temperature > 0,
-            "penalties or logit_bias": not sampling.plain,
+            "a temperature": bool(self.temperature),
             "schema or regex": self.schema is not None or self.regex is not None,
             "logprobs": self.logprobs is not None,
         }
-        if found := [name for name, given in odd.items() if given]:
-            raise InputError(f"beams={self.beams} cannot be searched with {' and '.join(found)}")
+        return [name for name, given in odd.items() if given and beams > 1]
 
     def check_some(self) -> None:
         """InputError if nothing is to be written."""
@@ -125,5 +124,5 @@ class Options:
     def sampling(self, defaults: Mapping[str, Any]) -> Sampling:
         """What was asked, else what `defaults` say, else greedy. Raises InputError."""
         names = [each.name for each in dataclasses.fields(Sampling)]
-        asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        asked = {name: value for name in names if (value := getattr(self, name, None)) is not None}
         return Sampling(**{**defaults, **asked})

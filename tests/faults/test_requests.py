@@ -102,7 +102,6 @@ def test_the_last_seed_is_one_too() -> None:
         ("beams", {"beams": 2, "n": 3}),
         ("beams", {"beams": 2, "best_of": 2}),
         ("beams", {"beams": 2, "regex": "a"}),
-        ("beams", {"beams": 2, "frequency_penalty": 1.0}),
         ("best_of", {"n": 5, "best_of": 4}),
         ("schema", {"schema": {}, "regex": "a"}),
     ],

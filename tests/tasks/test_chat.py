@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from qkv.errors import CheckpointError, InputError
+from qkv.loaded.generation import Generation
 from qkv.tasks.chat import ChatRequest, Conversation, achat, as_messages, chat, chatting
 from qkv.text.chat import Message
 from qkv.writing.loop import Completion
@@ -70,7 +71,7 @@ def test_a_conversation_remembers(scripted) -> None:
 def test_an_interactive_chat_is_drawn(scripted) -> None:
     language = scripted({ASKED: "one"})
     assert say(Conversation(language, Options()), "how?").sampling.temperature == 0.7
-    other = scripted({ASKED: "one"}, defaults={"temperature": 0.4})
+    other = scripted({ASKED: "one"}, generation=Generation(sampling={"temperature": 0.4}))
     assert say(Conversation(other, Options()), "how?").sampling.temperature == 0.4
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qkv.errors import InputError
+from qkv.loaded.generation import Generation
 from qkv.sample.tokens import Sampling
 from qkv.tasks.code import CodeRequest, completing_code, in_file
 from qkv.tasks.complete import CompleteRequest, acomplete, acompleting, complete, completing
@@ -270,7 +271,7 @@ def test_nothing_asked_is_dropped_in_silence(scripted) -> None:
 
 
 def test_the_checkpoints_own_defaults(scripted) -> None:
-    scripted({}, defaults={"temperature": 0.9, "top_p": 0.8, "repetition_penalty": 1.1})
+    scripted({}, generation=Generation(sampling={"temperature": 0.9, "top_p": 0.8, "repetition_penalty": 1.1}))
     used = complete("a ", max_tokens=1, top_p=0.7).sampling
     assert (used.temperature, used.top_p, used.repetition_penalty) == (0.9, 0.7, 1.1)
     assert complete("a ", max_tokens=1, temperature=0).seed is None
