@@ -15,8 +15,9 @@ from qkv.errors import InputError
 from qkv.loaded.language import MAX_CHARACTERS, Language, check_text
 from qkv.sample.tokens import quoted
 from qkv.text.chat import MAX_MESSAGES, Message
-from qkv.writing.loop import Completion, Piece, Task, alast, awrite, last, settle, write
+from qkv.writing.loop import Completion, Piece, alast, awrite, last, write
 from qkv.writing.options import Asked, Options
+from qkv.writing.settle import Task, settle
 
 ROOM = 1024  # tokens of an answer, if nobody says how many
 TALK_TEMPERATURE = 0.7  # of an interactive chat, if neither the user nor the checkpoint says otherwise

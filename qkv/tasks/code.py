@@ -12,8 +12,9 @@ from qkv.errors import InputError
 from qkv.loaded.language import Language, check_text
 from qkv.tasks.complete import in_the_middle
 from qkv.textfiles import read_text
-from qkv.writing.loop import Completion, Piece, Task, settle, write
+from qkv.writing.loop import Completion, Piece, write
 from qkv.writing.options import Options
+from qkv.writing.settle import Task, settle
 from qkv.writing.source import NAMES, cutters, read_code, reads_as
 
 ROOM = 128  # tokens, if nobody says how many

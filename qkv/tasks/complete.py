@@ -16,8 +16,9 @@ from qkv.errors import InputError
 from qkv.loaded.language import MAX_CHARACTERS, Language, check_text
 from qkv.sample.stops import Stops
 from qkv.sample.tokens import quoted, whole
-from qkv.writing.loop import Completion, Cutter, Piece, Task, alast, awrite, last, settle, write
+from qkv.writing.loop import Completion, Piece, alast, awrite, last, write
 from qkv.writing.options import Asked, Options
+from qkv.writing.settle import Cutter, Task, settle
 from qkv.writing.shots import STOPS, Shot, after
 from qkv.writing.source import cutters, read_code, reads_as
 
