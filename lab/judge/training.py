@@ -26,9 +26,9 @@ from lab.judge.network import Judge, JudgeConfig, ranks, tokenize
 from lab.train.batches import Draw, Pictures, to_signed
 from qkv.errors import ConfigError
 from qkv.text.tokenizer import Tokenizer, train_tokenizer
-from qkv.train.loop import FitConfig, Loss, Result, fit
+from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.objectives import contrasting
-from qkv.train.recipes import Context, facts
+from qkv.train.recipes import Context
 
 HELD_OUT: tuple[Split, ...] = ("heldout_cell", "heldout_tone")
 
@@ -68,16 +68,12 @@ def train(recipe: Recipe, context: Context) -> Result[Judge]:
             for split, items in held_out.items()
         }
 
-    result = fit(
+    result = context.fit(
+        recipe,
         judge,
         JudgeBatches.of(data, tokenizer, text.context, draw, recipe.fit.steps),
         contrast,
-        recipe.fit,
-        context.folder,
-        recipe={"task": "judge", **facts(recipe)},
-        resume=context.resume,
         validate=validate,
-        progress=context.progress,
     )
     save_judge(context.folder / "model", result.model, tokenizer)
     return result

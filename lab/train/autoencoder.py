@@ -17,9 +17,9 @@ from lab.emblem import dataset
 from lab.train.batches import Draw, PictureBatches, to_signed
 from qkv.models.vae import VAE, VAEConfig
 from qkv.pictures.sheet import contact_sheet, to_images
-from qkv.train.loop import FitConfig, Loss, Result, fit
+from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.objectives import autoencoding
-from qkv.train.recipes import Context, facts, freeze
+from qkv.train.recipes import Context, freeze
 from qkv.weights.diffusers import load_vae, published_vae, save_component
 from qkv.weights.folder import Folder
 
@@ -63,17 +63,14 @@ def train(recipe: Recipe, context: Context) -> Result[VAE]:
         error = float(F.mse_loss(redraw(vae), unseen)) / 4  # of pictures in [0, 1]
         return {"psnr": -10 * math.log10(error), "latent_std": float(mean.std()), "latent_mean": float(mean.mean())}
 
-    result = fit(
+    result = context.fit(
+        recipe,
         vae,
         PictureBatches(data.pictures, draw),
         objective,
-        recipe.fit,
-        context.folder,
-        recipe={"task": "autoencoder", **facts(recipe), "model": vae.config},
-        resume=context.resume,
+        facts={"model": vae.config},
         samples=samples,
         validate=validate,
-        progress=context.progress,
     )
     save_component(context.folder / "model" / "vae", published_vae(result.model))
     return result

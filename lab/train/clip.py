@@ -28,9 +28,9 @@ from qkv.errors import ConfigError
 from qkv.models.clip import CLIP, TextConfig, VisionConfig
 from qkv.models.preprocess import Preprocess
 from qkv.text.tokenizer import Tokenizer, train_tokenizer
-from qkv.train.loop import FitConfig, Loss, Result, fit
+from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.objectives import contrasting, distilling, sigmoid_contrasting
-from qkv.train.recipes import Context, facts, freeze
+from qkv.train.recipes import Context, freeze
 from qkv.weights.clip import load_clip, save_clip
 from qkv.weights.folder import Folder
 from qkv.weights.preprocess import save_preprocess
@@ -205,16 +205,13 @@ def train(recipe: Recipe, context: Context) -> Result[Student]:
             found[f"top5_{language}"] = float((better < 5).float().mean())
         return found
 
-    result = fit(
+    result = context.fit(
+        recipe,
         student,
         batches,
         objective,
-        recipe.fit,
-        context.folder,
-        recipe={"task": "clip", **facts(recipe), "text": begun.text.config, "vision": begun.vision.config},
-        resume=context.resume,
+        facts={"text": begun.text.config, "vision": begun.vision.config},
         validate=validate,
-        progress=context.progress,
     )
     save_clip(result.model.clip, context.folder / "model")
     tokenizer.save(context.folder / "model")

@@ -28,9 +28,9 @@ from qkv.sample.predict import Condition, Network, guided, predict
 from qkv.sample.schedules import alphas_bar
 from qkv.text.tokenizer import CONTEXT, Tokenizer
 from qkv.text.weighting import Segment
-from qkv.train.loop import FitConfig, Loss, Result, fit
+from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.objectives import denoising
-from qkv.train.recipes import Context, facts, freeze
+from qkv.train.recipes import Context, freeze
 from qkv.weights.clip import load_clip, load_text_tower, published_text_tower
 from qkv.weights.configs import write_json
 from qkv.weights.diffusers import load_latent_diffusion, load_vae, save_component, save_latent_diffusion
@@ -132,18 +132,7 @@ def train(recipe: Recipe, context: Context) -> Result[Drawer]:
             name="emblem", tokenizer=tokenizer, text=drawer.text, unet=drawer.unet, vae=vae, noise=recipe.noise
         )
 
-    result = fit(
-        drawer,
-        batches,
-        objective,
-        recipe.fit,
-        context.folder,
-        recipe={"task": "diffusion", **facts(recipe)},
-        resume=context.resume,
-        samples=samples,
-        validate=validate,
-        progress=context.progress,
-    )
+    result = context.fit(recipe, drawer, batches, objective, samples=samples, validate=validate)
     save_latent_diffusion(assemble(result.model), context.folder / "model", dtype=torch.float16)
     write_json(context.folder / "model" / "qkv.json", asdict(recipe.drawing))
     return result

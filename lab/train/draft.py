@@ -30,8 +30,8 @@ from qkv.errors import ConfigError
 from qkv.models.clip import TextTower
 from qkv.text.tokenizer import Tokenizer
 from qkv.train.batch import to_device
-from qkv.train.loop import FitConfig, Loss, Result, fit
-from qkv.train.recipes import Context, facts
+from qkv.train.loop import FitConfig, Loss, Result
+from qkv.train.recipes import Context
 from qkv.weights.diffusers import load_vae
 from qkv.weights.folder import Folder
 
@@ -202,16 +202,6 @@ def train(recipe: Recipe, context: Context) -> Result[Drafter]:
         found = measure(drafter, held_ids, held_drafts)
         return {f"unseen_{name}": float(error) for name, error in found._asdict().items()}
 
-    result = fit(
-        drafter,
-        batches,
-        objective,
-        recipe.fit,
-        context.folder,
-        recipe={"task": "draft", **facts(recipe)},
-        resume=context.resume,
-        validate=validate,
-        progress=context.progress,
-    )
+    result = context.fit(recipe, drafter, batches, objective, validate=validate)
     save_text(result.model.text, tokenizer, context.folder / "model")
     return result

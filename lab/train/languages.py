@@ -21,8 +21,8 @@ from lab.train.diffusion import read, read_text, save_text
 from lab.train.latents import unpack
 from qkv.models.clip import TextTower
 from qkv.text.tokenizer import Tokenizer
-from qkv.train.loop import FitConfig, Loss, Result, fit
-from qkv.train.recipes import Context, facts
+from qkv.train.loop import FitConfig, Loss, Result
+from qkv.train.recipes import Context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +99,6 @@ def train(recipe: Recipe, context: Context) -> Result[TextTower]:
     def validate(pupil: TextTower, step: int) -> dict[str, float]:
         return {f"unseen_{code}": float(imitating(pupil, teacher, spoken, held["en"])) for code, spoken in held.items()}
 
-    result = fit(
-        pupil,
-        batches,
-        objective,
-        recipe.fit,
-        context.folder,
-        recipe={"task": "languages", **facts(recipe)},
-        resume=context.resume,
-        validate=validate,
-        progress=context.progress,
-    )
+    result = context.fit(recipe, pupil, batches, objective, validate=validate)
     save_text(result.model, tokenizer, context.folder / "model")
     return result

@@ -24,8 +24,8 @@ from qkv.models.bert import BertClassifier
 from qkv.text.bert import BertTokenizer
 from qkv.textfiles import json_lines
 from qkv.train.conversations import Order
-from qkv.train.loop import FitConfig, Loss, Result, fit
-from qkv.train.recipes import Context, facts, freeze
+from qkv.train.loop import FitConfig, Loss, Result
+from qkv.train.recipes import Context, freeze
 from qkv.weights.bert import load_bert, save_bert
 from qkv.weights.folder import Folder
 
@@ -87,16 +87,13 @@ def train(recipe: Recipe, context: Context) -> Result[BertClassifier]:
     def validate(model: BertClassifier, step: int) -> dict[str, float]:
         return scores(predict(model, tokenizer, [row.text for row in unseen], recipe.context), unseen)
 
-    result = fit(
+    result = context.fit(
+        recipe,
         model.to(context.device),
         Batches(read, numbers, tokenizer.pad, order),
         classifying,
-        recipe.fit,
-        context.folder,
-        recipe={"task": "classify", **facts(recipe), "texts": _digest(data)},
-        resume=context.resume,
+        facts={"texts": _digest(data)},
         validate=validate,
-        progress=context.progress,
     )
     save_bert(result.model, context.folder / "model")
     tokenizer.save(context.folder / "model")

@@ -19,9 +19,9 @@ from qkv.models.decoder import Decoder
 from qkv.text.chat import ChatTemplate
 from qkv.text.language import LanguageTokenizer
 from qkv.train.conversations import IGNORED, Example, Order, Rows, Speaker, digest, read_conversations, rows
-from qkv.train.loop import FitConfig, Loss, Result, fit
+from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.lora import LoraConfig, add_lora, lora_layers, merge, save_adapter
-from qkv.train.recipes import Context, facts
+from qkv.train.recipes import Context
 from qkv.weights.decoder import load_decoder, save_decoder
 from qkv.weights.folder import Folder
 from qkv.weights.gguf import open_gguf
@@ -109,16 +109,13 @@ def train(recipe: Recipe, context: Context) -> Result[Decoder]:
     def validate(decoder: Decoder, step: int) -> dict[str, float]:
         return {"held_out": answer_loss(decoder, unseen, recipe.batch)} if unseen else {}
 
-    result = fit(
+    result = context.fit(
+        recipe,
         start.decoder,
         Batches.of(known, recipe.batch, recipe.fit.seed),
         answering,
-        recipe.fit,
-        context.folder,
-        recipe={"task": "chat", **facts(recipe), "sha256": digest(recipe.data)},
-        resume=context.resume,
+        facts={"sha256": digest(recipe.data)},
         validate=validate,
-        progress=context.progress,
     )
     save(result.model, start, context.folder, recipe.start)
     return result

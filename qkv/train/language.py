@@ -22,8 +22,8 @@ from qkv.models.decoder_config import DecoderConfig
 from qkv.sample.tokens import Sampling, TokenSampler
 from qkv.text.language import LanguageTokenizer
 from qkv.text.learn import learn_bpe
-from qkv.train.loop import FitConfig, Loss, Result, fit
-from qkv.train.recipes import Context, facts
+from qkv.train.loop import FitConfig, Loss, Result
+from qkv.train.recipes import Context
 from qkv.weights.decoder import save_decoder
 
 Ids = npt.NDArray[np.int64]
@@ -92,17 +92,14 @@ def train(recipe: Recipe, context: Context) -> Result[Decoder]:
     def samples(decoder: Decoder, step: int) -> str:
         return tokenizer.decode(prompt + write(decoder, prompt, recipe.model.context - len(prompt)))
 
-    result = fit(
+    result = context.fit(
+        recipe,
         decoder,
         Windows(known, recipe.model.context, recipe.batch, recipe.fit.seed),
         next_token,
-        recipe.fit,
-        context.folder,
-        recipe={"task": "language", **facts(recipe), "text": hashlib.sha256(text.encode()).hexdigest()},
-        resume=context.resume,
+        facts={"text": hashlib.sha256(text.encode()).hexdigest()},
         samples=samples,
         validate=validate,
-        progress=context.progress,
     )
     save_decoder(with_biases(result.model), context.folder / "model")
     tokenizer.save(context.folder / "model")

@@ -22,8 +22,8 @@ from qkv.errors import ConfigError, InputError
 from qkv.models.bert import BertConfig, MaskedBert
 from qkv.text.bert import BertTokenizer, learn_wordpiece
 from qkv.train.language import read_texts
-from qkv.train.loop import FitConfig, Loss, Result, fit
-from qkv.train.recipes import Context, facts
+from qkv.train.loop import FitConfig, Loss, Result
+from qkv.train.recipes import Context
 from qkv.weights.bert import save_bert
 
 Ids = npt.NDArray[np.int64]
@@ -119,16 +119,13 @@ def train(recipe: Recipe, context: Context) -> Result[MaskedBert]:
     def validate(model: MaskedBert, step: int) -> dict[str, float]:
         return measure(model, windows(unseen))
 
-    result = fit(
+    result = context.fit(
+        recipe,
         model,
         windows(known),
         filling,
-        recipe.fit,
-        context.folder,
-        recipe={"task": "masked", **facts(recipe), "text": hashlib.sha256(text.encode()).hexdigest()},
-        resume=context.resume,
+        facts={"text": hashlib.sha256(text.encode()).hexdigest()},
         validate=validate,
-        progress=context.progress,
     )
     save_bert(result.model, context.folder / "model")
     tokenizer.save(context.folder / "model")

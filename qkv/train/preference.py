@@ -20,9 +20,9 @@ from qkv.models.decoder import Decoder
 from qkv.textfiles import json_lines
 from qkv.train.conversations import IGNORED, Example, Order, Rows, Speaker, digest, messages, rows
 from qkv.train.finetune import open_trainable, save
-from qkv.train.loop import FitConfig, Loss, Result, fit
+from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.lora import LoraConfig, base_only
-from qkv.train.recipes import Context, facts
+from qkv.train.recipes import Context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,16 +116,13 @@ def train(recipe: Recipe, context: Context) -> Result[Decoder]:
         wins = [float(gains(decoder, side_by_side([pair]), recipe.beta) > 0) for pair in unseen]
         return {"held_out_preferred": sum(wins) / len(wins)} if wins else {}
 
-    result = fit(
+    result = context.fit(
+        recipe,
         start.decoder,
         Batches.of(known, recipe.batch, recipe.fit.seed),
         objective,
-        recipe.fit,
-        context.folder,
-        recipe={"task": "preference", **facts(recipe), "sha256": digest(recipe.data)},
-        resume=context.resume,
+        facts={"sha256": digest(recipe.data)},
         validate=validate,
-        progress=context.progress,
     )
     save(result.model, start, context.folder, recipe.start)
     return result

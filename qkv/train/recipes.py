@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from PIL.Image import Image
 from torch import nn
 
 from qkv.config import as_dict, build, read_toml
 from qkv.errors import ConfigError, unknown
-from qkv.train.loop import Result
+from qkv.train.loop import Batch, FitConfig, Loss, Model, Result, fit
 
 TASKS = {
     "chat": "qkv.train.finetune",
@@ -29,14 +30,49 @@ TASKS = {
 }
 
 
+class Trained(Protocol):
+    """What `Context.fit` asks of a recipe, which is a dataclass."""
+
+    @property
+    def fit(self) -> FitConfig: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What every task is given beside its recipe."""
+    """What every task is given beside its recipe; `task` is its key."""
 
+    task: str
     folder: Path
     device: torch.device
     resume: bool | Path
     progress: bool = True
+
+    def fit(
+        self,
+        recipe: Trained,
+        model: Model,
+        batches: Callable[[int], Batch],
+        objective: Callable[[Model, Batch, torch.Generator], Loss],
+        *,
+        facts: Mapping[str, Any] | None = None,
+        samples: Callable[[Model, int], Image | str | None] | None = None,
+        validate: Callable[[Model, int], Mapping[str, float]] | None = None,
+    ) -> Result[Model]:
+        """`train.loop.fit` in this run's folder. The run keeps what its recipe says, and `facts` about what its paths
+        led to (hashes, a model's configuration): a resume with others is refused."""
+        said = {key: value for key, value in as_dict(recipe).items() if key != "fit"}
+        return fit(
+            model,
+            batches,
+            objective,
+            recipe.fit,
+            self.folder,
+            recipe={"task": self.task, **said, **(facts or {})},
+            resume=self.resume,
+            samples=samples,
+            validate=validate,
+            progress=self.progress,
+        )
 
 
 Train = Callable[[Any, Context], Result[Any]]
@@ -70,16 +106,16 @@ def run(
     """Trains the recipe at `path` in `folder` (default: runs/<its name>), `resume` as in `fit`. Raises ConfigError and
     what `fit` does."""
     values = read_toml(path, overrides)
-    recipe_type, train = find_task(values.pop("task", None), path)
+    task = values.pop("task", None)
+    recipe_type, train = find_task(task, path)
     context = Context(
-        folder=folder or Path("runs") / path.stem, device=torch.device(device), resume=resume, progress=progress
+        task=str(task),
+        folder=folder or Path("runs") / path.stem,
+        device=torch.device(device),
+        resume=resume,
+        progress=progress,
     )
     return train(build(recipe_type, values), context)
-
-
-def facts(recipe: Any) -> dict[str, Any]:
-    """What a run's checkpoint keeps of its recipe beside `fit`: a resume with other values is refused."""
-    return {key: value for key, value in as_dict(recipe).items() if key != "fit"}
 
 
 def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:

@@ -32,8 +32,8 @@ from qkv.text.moses import to_moses
 from qkv.text.pieces import Pieces, learn_pieces
 from qkv.train.batch import to_device
 from qkv.train.checkpoint import mean_weights
-from qkv.train.loop import FitConfig, Loss, Result, fit
-from qkv.train.recipes import Context, facts
+from qkv.train.loop import FitConfig, Loss, Result
+from qkv.train.recipes import Context
 from qkv.train.vocabulary_loss import vocabulary_loss
 from qkv.weights.configs import write_json
 from qkv.weights.marian import save_translator
@@ -165,17 +165,8 @@ def train(recipe: Recipe, context: Context) -> Result[Translator]:
     def objective(translator: Translator, batch: Batch, generator: torch.Generator) -> Loss:
         return translation_loss(translator, batch, smoothing=recipe.smoothing, r_drop=recipe.r_drop)
 
-    result = fit(
-        translator,
-        batches,
-        objective,
-        recipe.fit,
-        context.folder,
-        recipe={"task": "translation", **facts(recipe), "pairs": _digest(known)},
-        resume=context.resume,
-        samples=samples,
-        validate=validate,
-        progress=context.progress,
+    result = context.fit(
+        recipe, translator, batches, objective, facts={"pairs": _digest(known)}, samples=samples, validate=validate
     )
     if recipe.average > 1:
         result.model.load_state_dict(mean_weights(context.folder, recipe.average))

@@ -96,7 +96,9 @@ def recipe(data, start, **values):
 
 
 def test_a_rule_is_learnt_and_published(animals, tiny_bert, tmp_path):
-    context = Context(folder=tmp_path / "run", device=torch.device("cpu"), resume=False, progress=False)
+    context = Context(
+        task="classify", folder=tmp_path / "run", device=torch.device("cpu"), resume=False, progress=False
+    )
     train(recipe(animals, tiny_bert()), context)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["accuracy"] > 0.9
@@ -109,7 +111,9 @@ def test_a_rule_is_learnt_and_published(animals, tiny_bert, tmp_path):
 
 def test_frozen_weights_stay(animals, tiny_bert, tmp_path):
     start = tiny_bert(pooler="tanh")
-    context = Context(folder=tmp_path / "run", device=torch.device("cpu"), resume=False, progress=False)
+    context = Context(
+        task="classify", folder=tmp_path / "run", device=torch.device("cpu"), resume=False, progress=False
+    )
     result = train(recipe(animals, start, freeze=("body.token", "body.stack")), context)
     before, _ = open_start(str(start), ["no", "yes"], seed=0)
     for name, parameter in result.model.named_parameters():
@@ -118,7 +122,9 @@ def test_frozen_weights_stay(animals, tiny_bert, tmp_path):
 
 
 def test_recipes_that_cannot_be(animals, tiny_bert, tmp_path):
-    context = Context(folder=tmp_path / "run", device=torch.device("cpu"), resume=False, progress=False)
+    context = Context(
+        task="classify", folder=tmp_path / "run", device=torch.device("cpu"), resume=False, progress=False
+    )
     with pytest.raises(ConfigError, match="batch=0"):
         Recipe(batch=0, fit=FitConfig(steps=1))
     (tmp_path / "one.jsonl").write_text('{"text": "a", "label": "b"}')

@@ -74,7 +74,10 @@ def test_it_learns_and_fills(tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     fit = FitConfig(steps=120, dtype="fp32", ema=0.9, optim=OptimConfig(lr=5e-3, warmup=20))
     recipe = Recipe(data=tmp_path / "text.txt", model=BertConfig(**SHAPE), batch=16, share=0.3, fit=fit)
-    train(recipe, Context(folder=tmp_path / "run", device=torch.device("cpu"), resume=False, progress=False))
+    train(
+        recipe,
+        Context(task="masked", folder=tmp_path / "run", device=torch.device("cpu"), resume=False, progress=False),
+    )
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["validation"] < 0.5
     for word in ("sun", "moon"):
@@ -92,7 +95,7 @@ def test_recipes_that_cannot_be(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             Recipe(**{"data": tmp_path, "model": model, "fit": fit} | values)
-    context = Context(folder=tmp_path / "run", device=torch.device("cpu"), resume=False, progress=False)
+    context = Context(task="masked", folder=tmp_path / "run", device=torch.device("cpu"), resume=False, progress=False)
     (tmp_path / "short.txt").write_text(TEXT[:700])
     with pytest.raises(InputError, match="tokens for validation; context=16 needs more"):
         train(Recipe(data=tmp_path / "short.txt", model=model, fit=fit), context)

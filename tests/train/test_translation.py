@@ -48,7 +48,9 @@ def recipe(data, **values):
 
 
 def run(values, folder, resume=False):
-    return train(values, Context(folder=folder, device=torch.device("cpu"), resume=resume, progress=False))
+    return train(
+        values, Context(task="translation", folder=folder, device=torch.device("cpu"), resume=resume, progress=False)
+    )
 
 
 texts = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=60)
@@ -119,7 +121,10 @@ def test_what_the_sources_are_worth():
 def warned(data, folder, monkeypatch, capsys, gain, **values):
     """The warnings of a run at whose validations the sources are worth `gain`."""
     monkeypatch.setattr("qkv.train.translation.source_gain", lambda *given: gain)
-    train(recipe(data, **values), Context(folder=folder, device=torch.device("cpu"), resume=False, progress=True))
+    train(
+        recipe(data, **values),
+        Context(task="translation", folder=folder, device=torch.device("cpu"), resume=False, progress=True),
+    )
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: step")]
 
 
