@@ -51,8 +51,9 @@ ROOM = 160  # tokens
 
 def written(language: Any, way: str, beginning: str) -> str:
     """What the model makes of a beginning, up to the end of its block."""
-    from qkv.writing.loop import last, settle, write
+    from qkv.writing.loop import last, write
     from qkv.writing.options import Options
+    from qkv.writing.settle import settle
     from qkv.writing.source import cutters, read_code
 
     ids = language.read(beginning)

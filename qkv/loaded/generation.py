@@ -6,7 +6,7 @@ What the user asks goes before what the file says.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qkv.errors import ConfigError, InputError, shorten
 from qkv.published import Keys
@@ -14,6 +14,10 @@ from qkv.sample.beam import EarlyStopping, check_beams
 from qkv.sample.rules import TokenRules
 from qkv.sample.stops import check_stops
 from qkv.sample.tokens import Sampling, whole
+
+if TYPE_CHECKING:
+    from qkv.sample.translation_beam import Search
+    from qkv.weights.folder import Folder
 
 FILE = "generation_config.json"
 _MOST_IDS = 1 << 20  # numbers in one list
@@ -68,13 +72,18 @@ class Generation:
     `max_length`: of prompt and answer then."""
 
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    beams: int = 1
+    beams: int | None = None
     length_penalty: float = 1.0
     early_stopping: EarlyStopping = False
     max_tokens: int | None = None
     max_length: int | None = None
     stop: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+def read(folder: "Folder") -> Generation:
+    """Of a published folder. ConfigError, CheckpointError."""
+    return read_generation(folder.json(FILE)) if folder.has(FILE) else from_config(folder.json("config.json"))
 
 
 def read_generation(published: Mapping[str, Any], *, file: str = FILE) -> Generation:
@@ -92,9 +101,35 @@ def from_config(config: Mapping[str, Any]) -> Generation:
     return read_generation({key: value for key, value in config.items() if key in known}, file="config.json")
 
 
+def translation_search(told: Generation, *, end: int) -> "Search":
+    """How a translator whose texts end with `end` searches. ConfigError for what its beams do not know."""
+    from qkv.sample.translation_beam import Search
+
+    rules: TokenRules = told.sampling.get("rules", TokenRules())
+    known = ("bad_words_ids", "suppress_tokens", "renormalize_logits", "forced_eos_token_id")
+    odd = [name for name in RULES if name not in known and getattr(rules, name) != getattr(TokenRules(), name)]
+    odd += [name for name in ("temperature", "repetition_penalty") if told.sampling.get(name, 1.0) != 1.0]
+    odd += ["do_sample"] if "top_k" in told.sampling else []
+    odd += ["bad_words_ids of several tokens"] if any(len(run) > 1 for run in rules.bad_words_ids) else []
+    odd += ["forced_eos_token_id"] if rules.forced_eos_token_id not in ((), (end,)) else []
+    if odd or told.stop:
+        raise ConfigError(f"{FILE}: {' and '.join(odd or ['stop_strings'])} is not supported for translators")
+    banned = {token for (token,) in rules.bad_words_ids if token != end} | set(rules.suppress_tokens)
+    lengths = (told.max_tokens, None if told.max_length is None else max(1, told.max_length - 1))  # but for the start
+    return Search(
+        beams=4 if told.beams is None else told.beams,
+        length_penalty=told.length_penalty,
+        penalty="power",
+        early_stopping=told.early_stopping,
+        longest=next((length for length in lengths if length is not None), None),
+        banned=tuple(sorted(banned)),
+        renormalise=rules.renormalize_logits,
+    )
+
+
 def _checked(given: Mapping[str, Any], warnings: tuple[str, ...]) -> Generation:
-    drawn, beams = _flag(given, "do_sample"), given.get("num_beams", 1)
-    if drawn and beams != 1:
+    drawn, beams = _flag(given, "do_sample"), given.get("num_beams")
+    if drawn and beams not in (None, 1):
         raise InputError(f"do_sample with num_beams={shorten(repr(beams))} is not supported; ask for one of them")
     filters = {name: given.get(name, absent) for name, absent in FILTERS.items()} if drawn else {}
     penalty = {"repetition_penalty": given["repetition_penalty"]} if "repetition_penalty" in given else {}
@@ -111,7 +146,7 @@ def _checked(given: Mapping[str, Any], warnings: tuple[str, ...]) -> Generation:
         stop=check_stops(given.get("stop_strings", ())),
         warnings=warnings,
     )
-    check_beams(found.beams, found.length_penalty)
+    check_beams(1 if beams is None else beams, found.length_penalty)
     if not isinstance(found.early_stopping, bool) and found.early_stopping != "never":
         raise InputError(f"early_stopping={shorten(repr(found.early_stopping))} is none of true, false and 'never'")
     for name in ("max_new_tokens", "max_length"):

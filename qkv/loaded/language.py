@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from qkv.models.decoder import Decoder
-    from qkv.weights.folder import Folder
 
 MAX_CHARACTERS = 1 << 20  # of all texts of one request: as much as is tokenised in a second or two
 MAX_THREADS = 64
@@ -173,7 +172,7 @@ def _from_folder(path: Path, device: str, dtype: str, threads: int | None) -> La
 
     folder = Folder(path)
     tokenizer = LanguageTokenizer.load(path)
-    told = _generation(folder)
+    told = generation.read(folder)
     runner, warnings = _runner(
         lambda: as_blocks(load_decoder(folder)),
         lambda dtype: load_decoder(folder, dtype=dtype),
@@ -189,12 +188,6 @@ def _from_folder(path: Path, device: str, dtype: str, threads: int | None) -> La
         generation=told,
         warnings=(*told.warnings, *warnings),
     )
-
-
-def _generation(folder: "Folder") -> Generation:
-    if folder.has(generation.FILE):
-        return generation.read_generation(folder.json(generation.FILE))
-    return generation.from_config(folder.json("config.json"))
 
 
 _KERNELS = {"auto": None, "int8": "Q8_0", "int4": "Q4_1"}  # dtype: what matrices are made of, if not of what they are

@@ -24,6 +24,7 @@ from qkv.core.cache import Cache
 from qkv.errors import InputError
 from qkv.models.packed import PackedLinear, can_pack_head
 from qkv.models.translator import Translator
+from qkv.sample.beam import EarlyStopping
 
 NEVER = -1e9  # a score that no text has
 
@@ -31,13 +32,17 @@ NEVER = -1e9  # a score that no text has
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """How to search. `max_tokens` is the longest translation with its end, forced there; None: twice the source and 50
-    more, at most the model's context. `banned` tokens are never written. Raises InputError."""
+    more, at most the model's context and `longest`. `banned` tokens are never written; with `renormalise` the others'
+    probabilities are made to sum to 1 again. `early_stopping` as in beam.py. Raises InputError."""
 
     beams: int = 4
     length_penalty: float = 0.6
     penalty: Literal["paper", "power"] = "paper"
     max_tokens: int | None = None
+    longest: int | None = None
     banned: tuple[int, ...] = ()
+    renormalise: bool = False
+    early_stopping: EarlyStopping = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.beams <= 64:
@@ -72,7 +77,7 @@ def search_batch(
     `mask` (B, S) is True at tokens; `choose` is `chooser`'s.
     """
     config, N = model.config, search.beams
-    longest = search.max_tokens or 2 * int(mask.sum(1).max()) + 50
+    longest = search.max_tokens or min(2 * int(mask.sum(1).max()) + 50, search.longest or config.context)
     longest = min(longest, config.context)
     read = model.remember(model.encode(source, mask))
     cache = Cache(config.decoder.layers, longest * N)
@@ -81,7 +86,7 @@ def search_batch(
         tokens = beams.tokens[..., -1]  # (B, N)
         states = model.grow(tokens, read, position=length - 1, seen=beams.seen, cache=cache)
         choice = choose(states) if length < longest else _only(config.end, states)
-        beams.advance(*choice, config.end, search, length)
+        beams.advance(*choice, config.end, search, length, longest)
         if length == longest:
             beams.done[:] = True
         if int(beams.done.sum()) * 8 >= len(beams.done):
@@ -120,7 +125,7 @@ class _Beams:
         self.finished: list[list[Found]] = [[] for _ in range(B)]
         self.done = torch.zeros(B, dtype=torch.bool, device=device)
 
-    def advance(self, logprobs: Tensor, tokens: Tensor, end: int, search: Search, length: int) -> None:
+    def advance(self, logprobs: Tensor, tokens: Tensor, end: int, search: Search, length: int, longest: int) -> None:
         """Goes on by one of the `tokens` (B, N, C), whose `logprobs` are given."""
         N, C = tokens.shape[1:]
         total = (logprobs + self.logprob[..., None]).flatten(1)  # (B, N * C)
@@ -139,8 +144,11 @@ class _Beams:
         own = torch.eye(N, dtype=torch.bool, device=seen.device).expand(len(seen), N, N)
         self.seen = torch.cat((seen, own), dim=-1)
         worst = [found[-1].score if len(found) == N else NEVER for found in self.finished]
-        best = self.logprob.amax(1) / search.divisor(length)
+        hopes = search.early_stopping == "never" and search.length_penalty > 0
+        best = self.logprob.amax(1) / search.divisor(longest if hopes else length)
         self.done |= best <= torch.tensor(worst, device=best.device)
+        if search.early_stopping is True:
+            self.done |= torch.tensor([len(found) == N for found in self.finished], device=best.device)
 
     def results(self) -> Iterator[tuple[int, list[Found]]]:
         """Of the texts that are done."""
@@ -166,13 +174,17 @@ def chooser(model: Translator, search: Search) -> Callable[[Tensor], Choice]:
     narrowed = torch.is_autocast_enabled(weight.device.type)
     packed = not narrowed and can_pack_head(weight.device, weight.dtype)
     head = PackedLinear(weight, bias) if packed else model.logits
+    banned = list(search.banned)
     rows, count = max(1, CHUNK // len(weight)), min(2 * search.beams, len(weight))
 
     def choose(states: Tensor) -> Choice:
         best, tokens = [], []
         for some in states.flatten(0, 1).split(rows):
-            logprobs = head(some).float().log_softmax(-1)
-            logprobs[:, list(search.banned)] = -math.inf
+            scores = head(some).float()
+            if search.renormalise:
+                scores[:, banned] = -math.inf
+            logprobs = scores.log_softmax(-1)
+            logprobs[:, banned] = -math.inf
             found = likeliest(logprobs, count)
             best.append(found[0])
             tokens.append(found[1])

@@ -17,9 +17,10 @@ import torch
 
 from qkv import device as devices
 from qkv import registry
-from qkv.config import build, convert
+from qkv.config import build
 from qkv.errors import ConfigError, InputError, NotFoundError, shorten
 from qkv.fetch.pull import find
+from qkv.loaded import generation
 from qkv.models.translator import Translator
 from qkv.sample.translation_beam import Search, search_texts
 from qkv.tasks.embed import stamp
@@ -54,6 +55,7 @@ class Ready(NamedTuple):
     target: str | None
     text: Literal["plain", "moses-lower"]
     search: Search
+    warnings: tuple[str, ...] = ()
 
     @property
     def targets(self) -> set[str]:
@@ -116,7 +118,10 @@ def translating(
                 raise InputError(f"line {i} is no text but {type(line).__name__}")
             if len(line) > MAX_LINE:
                 raise InputError(f"line {i} has {len(line)} characters; at most {MAX_LINE} are translated at once")
-        yield from _translated(ready, window, search, to)
+        found = _translated(ready, window, search, to)
+        if number == 0 and ready.warnings and (first := next(found, None)):
+            yield replace(first, warnings=(*ready.warnings, *first.warnings))
+        yield from found
         number, size = number + len(window), min(2 * size, WINDOW)
 
 
@@ -217,21 +222,20 @@ def _load(path: Path, stamp: str, device: torch.device, dtype: torch.dtype) -> R
         raise ConfigError(f"{path}: vocab.json has {pieces.vocab} tokens, the model {model.config.vocab}")
     languages = folder.json("tokenizer_config.json") if folder.has("tokenizer_config.json") else {}
     source, target = (languages.get(key) for key in ("source_lang", "target_lang"))
-    text, search = _manner(folder, model)
-    return Ready(path.name, model, pieces, source, target, text, search)
+    ready = Ready(path.name, model, pieces, source, target, "plain", Search())
+    return _own_manner(ready, folder) if folder.has("qkv.json") else _published_manner(ready, folder)
 
 
-def _manner(folder: Folder, model: Translator) -> tuple[Literal["plain", "moses-lower"], Search]:
-    """How to translate: by our own qkv.json, or as transformers would by its generation_config.json, which older
-    converters wrote into config.json."""
-    banned: tuple[int, ...] = (model.config.pad,)
-    if folder.has("qkv.json"):
-        own = build(Defaults, folder.json("qkv.json"), "qkv.json")
-        return own.text, Search(beams=own.beams, length_penalty=own.length_penalty, penalty=own.penalty, banned=banned)
-    published = folder.json("generation_config.json" if folder.has("generation_config.json") else "config.json")
-    return "plain", Search(
-        beams=convert(int, published.get("num_beams", 4), "num_beams"),
-        length_penalty=convert(float, published.get("length_penalty", 1.0), "length_penalty"),
-        penalty="power",
-        banned=banned,
+def _own_manner(ready: Ready, folder: Folder) -> Ready:
+    own = build(Defaults, folder.json("qkv.json"), "qkv.json")
+    banned = (ready.model.config.pad,)
+    search = Search(beams=own.beams, length_penalty=own.length_penalty, penalty=own.penalty, banned=banned)
+    return ready._replace(text=own.text, search=search)
+
+
+def _published_manner(ready: Ready, folder: Folder) -> Ready:
+    """As transformers translates."""
+    told = generation.read(folder)
+    return ready._replace(
+        search=generation.translation_search(told, end=ready.model.config.end), warnings=told.warnings
     )

@@ -104,7 +104,7 @@ def _beams(language: Language, options: Options, more: Mapping[str, Any], warnin
     """How many beams are searched: as asked, else the model's own, if nothing speaks against them."""
     if options.beams is not None:
         return options.beams
-    beams = language.generation.beams
+    beams = language.generation.beams or 1
     also = {"echo": more.get("prefix") or more.get("scored"), "heal": more.get("heal")}
     if found := [*options.against(beams), *(name for name, given in also.items() if given and beams > 1)]:
         warnings.append(f"beams: the model's own num_beams={beams} is left out for {' and '.join(found)}")

@@ -8,6 +8,8 @@ from transformers import MarianConfig, MarianMTModel, MarianTokenizer
 
 from qkv.core.cache import Cache
 from qkv.core.position import SinusoidalPosition, sinusoidal
+from qkv.errors import ConfigError
+from qkv.loaded.generation import read_generation, translation_search
 from qkv.models.translator import Translator
 from qkv.registry import resolve
 from qkv.sample.translation_beam import Search, search_texts
@@ -100,6 +102,56 @@ def test_beam_search_token_for_token(pair, beams, length_penalty):
         if beams > 1:
             ours_scores = torch.tensor([each.score for i in range(3) for each in found[i]])
             torch.testing.assert_close(ours_scores, result.sequences_scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"renormalize_logits": True, "bad_words_ids": [[PAD], [3], [5]]},
+        {"bad_words_ids": [[PAD], [3], [5]]},
+        {"suppress_tokens": list(range(1, 40)), "renormalize_logits": True},
+        {"early_stopping": True, "length_penalty": -1.0},
+        {"early_stopping": "never", "length_penalty": 2.0},
+        {"max_length": 7},
+        {},
+    ],
+    ids=str,
+)
+def test_its_own_generation_config(pair, said):
+    """Beams, tokens and scores as `generate` has them, with every rule that published translators have."""
+    ours, theirs = pair
+    theirs.final_logits_bias[0, END] = ours.bias[END] = 4.0
+    theirs.final_logits_bias[0, PAD] = ours.bias[PAD] = 6.0  # likely, as in models that were trained with padding
+    said = {"num_beams": 3, "max_length": 21, "forced_eos_token_id": END} | said
+    search = translation_search(read_generation(said), end=END)
+    texts = [row[here].tolist() for row, here in zip(SOURCE, MASK)]
+    found = dict(search_texts(ours, texts, search))
+    for i, text in enumerate(texts):
+        result = theirs.generate(
+            torch.tensor([text]), **said, num_return_sequences=3, output_scores=True, return_dict_in_generate=True
+        )
+        expected = [row[1:].tolist() for row in result.sequences]
+        expected = [row[: row.index(END) + 1] for row in expected]
+        assert [each.ids for each in found[i]] == expected
+        scores = torch.tensor([each.score for each in found[i]])
+        torch.testing.assert_close(scores, result.sequences_scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"no_repeat_ngram_size": 2},
+        {"repetition_penalty": 1.2},
+        {"do_sample": True},
+        {"bad_words_ids": [[1, 2]]},
+        {"forced_eos_token_id": 3},
+        {"stop_strings": ["x"]},
+    ],
+    ids=str,
+)
+def test_what_a_translator_cannot_honour(said):
+    with pytest.raises(ConfigError, match=f"{next(iter(said))}.* is not supported for translators"):
+        translation_search(read_generation(said), end=END)
 
 
 def test_folder_there_and_back(pair, tmp_path):

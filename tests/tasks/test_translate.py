@@ -155,7 +155,7 @@ def test_the_model_s_own_manner(folder, tmp_path):
         ("vocab.json", b"{}", CheckpointError),
         ("source.spm", b"", CheckpointError),
         ("generation_config.json", b'{"num_beams": "x"}', ConfigError),
-        ("generation_config.json", b'{"num_beams": 0}', InputError),
+        ("generation_config.json", b'{"num_beams": 0}', ConfigError),
         ("qkv.json", b'{"beam": 2}', ConfigError),
         ("config.json", b"[]", CheckpointError),
         ("tokenizer_config.json", b"\xff", CheckpointError),
