@@ -30,20 +30,24 @@ def attend(
     bias: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """softmax(q k^T * scale + bias) v: eq. 1, section 3.2.1.
 
     q is (B, H, T, K), k and v are (B, G, S, K); G divides H, and each group of H/G query heads shares one
     key/value head. `bias` broadcasts to (B, H, T, S): bool (True: may look) or float (added to the scores).
     `causal` aligns the last query with the last key, so it is right with and without a cache. `scale` is
-    1/sqrt(K) unless given. A row that may look nowhere gives zeros. Returns (B, H, T, K), or v's width for K.
+    1/sqrt(K) unless given. `cap` bends the scores, before the bias, to cap * tanh(scores / cap): Gemma 2 (2408.00118),
+    section 2. A row that may look nowhere gives zeros. Returns (B, H, T, K), or v's width for K.
     """
     T, S = q.shape[-2], k.shape[-2]
     causal = causal and T > 1  # a single query is the last one: it may look at every key
     narrow_on_cpu = q.device.type == "cpu" and q.dtype is torch.bfloat16
     if narrow_on_cpu and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        weights = attention_weights(q, k, bias=bias, causal=causal, scale=scale)
+        weights = attention_weights(q, k, bias=bias, causal=causal, scale=scale, cap=cap)
         return weights @ _per_head(v, q.shape[1])
+    if cap is not None:
+        return _by_chunks(q, k, v, _causal_bias(bias, T, S, q.device) if causal else bias, scale, cap)
     if causal and T == S and bias is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
     if causal:
@@ -51,7 +55,7 @@ def attend(
     if bias is not None and bias.dtype is not torch.bool:
         bias = bias.to(q.dtype)
     if narrow_on_cpu and bias is None and T * S >= LONG:
-        return _by_chunks(q, k, v, scale)
+        return _by_chunks(q, k, v, None, scale, None)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=True)
 
 
@@ -62,10 +66,13 @@ def attention_weights(
     bias: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """The weights that `attend` mixes the values with, by the plain formula: (B, H, T, S), rows sum to 1 or 0."""
     k = _per_head(k, q.shape[1])  # (B, H, S, K)
     scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT  # (B, H, T, S)
+    if cap is not None:
+        scores = cap * (scores / cap).tanh()
     if causal:
         bias = _causal_bias(bias, q.shape[-2], k.shape[-2], q.device)
     if bias is None:
@@ -91,21 +98,29 @@ def _causal_bias(bias: Tensor | None, T: int, S: int, device: torch.device) -> T
     return bias & past if bias.dtype is torch.bool else bias.masked_fill(~past, -torch.inf)
 
 
-# Where PyTorch's CPU kernel is slow in bf16: its backward pass, and many scores without a bias (docs/log.md).
+# Where PyTorch's CPU kernel is slow in bf16: its backward pass, and many scores without a bias (docs/log.md). None of
+# its kernels caps scores.
 LONG = 1 << 14  # scores of a head
 SCORES = 1 << 20  # at once, for a thread: these stay in its core's own cache
 
 
-def _by_chunks(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+def _by_chunks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None, cap: float | None) -> Tensor:
     """The plain formula over a few heads, or a few rows of one, at a time."""
     B, H, T, _ = q.shape
+    S = k.shape[-2]
+    if bias is not None:
+        bias = bias.expand(B, H, T, S)
+        if B > 1:  # flat, it would have to be copied
+            rows_of = [(q[i : i + 1], k[i : i + 1], v[i : i + 1], bias[i : i + 1]) for i in range(B)]
+            return torch.cat([_by_chunks(*each, scale, cap) for each in rows_of])
     q, k, v = (x.flatten(0, 1)[None] for x in (q, _per_head(k, H), _per_head(v, H)))  # (1, B * H, T or S, K)
     out = v.new_empty((1, B * H, T, v.shape[-1]))
-    rows = max(1, SCORES * torch.get_num_threads() // k.shape[-2])
+    rows = max(1, SCORES * torch.get_num_threads() // S)
     heads = max(1, rows // T)
     for h, t in itertools.product(range(0, B * H, heads), range(0, T, rows)):
         some, here = slice(h, h + heads), (slice(None), slice(h, h + heads), slice(t, t + rows))
-        out[here] = attention_weights(q[here], k[:, some], scale=scale) @ v[:, some]
+        part = None if bias is None else bias[here]
+        out[here] = attention_weights(q[here], k[:, some], bias=part, scale=scale, cap=cap) @ v[:, some]
     return out.unflatten(1, (B, H))[0]
 
 
@@ -127,7 +142,7 @@ class Attention(nn.Module):
     `dim` is the width of the queries' input and, but for `out_dim`, of the output; `memory_dim` that of what keys
     and values are read from (default: `dim`). `kv_heads` below `heads` gives grouped (or, at 1, multi-query) attention.
     `value_dim` is the width of a head's values, `head_dim` unless given. `q_norm` and `k_norm` are modules over the
-    head width. Raises ConfigError where the widths do not fit.
+    head width; `scale` and `cap` are `attend`'s. Raises ConfigError where the widths do not fit.
     """
 
     def __init__(
@@ -143,6 +158,7 @@ class Attention(nn.Module):
         bias: bool = True,
         out_bias: bool = True,
         scale: float | None = None,
+        cap: float | None = None,
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
     ) -> None:
@@ -154,7 +170,8 @@ class Attention(nn.Module):
             if dim % heads:
                 raise ConfigError(f"dim={dim} is not divisible by heads={heads}; set head_dim")
             head_dim = dim // heads
-        self.heads, self.kv_heads, self.head_dim, self.scale = heads, kv_heads, head_dim, scale
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.scale, self.cap = scale, cap
         memory_dim = dim if memory_dim is None else memory_dim
         self.q = nn.Linear(dim, heads * head_dim, bias=bias)
         self.k = nn.Linear(memory_dim, kv_heads * head_dim, bias=bias)
@@ -186,8 +203,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(k, v)
         if (see := watched.get().get(self)) is not None:
-            see(attention_weights(q, k, bias=bias, causal=causal, scale=self.scale))
-        mixed = attend(q, k, v, bias=bias, causal=causal, scale=self.scale)  # (B, H, T, K)
+            see(attention_weights(q, k, bias=bias, causal=causal, scale=self.scale, cap=self.cap))
+        mixed = attend(q, k, v, bias=bias, causal=causal, scale=self.scale, cap=self.cap)  # (B, H, T, K)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,15 @@
 """One layer of a Transformer: attention, then a feed-forward network, each with a residual and a norm.
 
 1706.03762, section 3.1. The same class is a layer of CLIP, of a U-Net's transformer, of an encoder or a
-decoder; what differs comes in as modules and three booleans.
+decoder; what differs comes in as modules and a few booleans.
 
-    norm_first                      not norm_first (the 2017 paper)
-    x = x + attention(norm(x))      x = norm(x + attention(x))
+    norm_first                      not norm_first (the 2017 paper)      parallel
+    x = x + attention(norm(x))      x = norm(x + attention(x))           x = x + attention(norm(x)) + ffn(norm(x))
     x = x + memory_attention(...)   x = norm(x + memory_attention(...))
     x = x + ffn(norm(x))            x = norm(x + ffn(x))
+
+A `post_norm` (Gemma 2) stands between a layer and its residual: x = x + norm(attention(norm(x))). With `shared_norm`
+both norms of a parallel block are one (GPT-J, Falcon, Phi).
 """
 
 from collections.abc import Callable
@@ -56,7 +59,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer; `norm` makes a norm module of a width. With `parallel`, attention and ffn read the same input
     and are added together (GPT-J, NeoX). `dropout` is the share of each layer's output that is zeroed before it is
-    added (section 5.4), in training only."""
+    added (section 5.4), in training only. `post_norm` and `shared_norm` are told above."""
 
     def __init__(
         self,
@@ -68,6 +71,8 @@ class Block(nn.Module):
         memory_attention: Attention | None = None,
         norm_first: bool = True,
         parallel: bool = False,
+        post_norm: bool = False,
+        shared_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -75,7 +80,9 @@ class Block(nn.Module):
         self.attention_norm, self.attention = norm(dim), attention
         self.memory_norm = norm(dim) if memory_attention is not None else None
         self.memory_attention = memory_attention
-        self.ffn_norm, self.ffn = norm(dim), ffn
+        self.ffn_norm, self.ffn = None if shared_norm else norm(dim), ffn
+        self.attention_post_norm = norm(dim) if post_norm else None
+        self.ffn_post_norm = norm(dim) if post_norm else None
 
     def forward(
         self,
@@ -94,14 +101,22 @@ class Block(nn.Module):
             return self.attention(x, bias=bias, causal=causal, rotary=rotary, cache=cache)
 
         if self.parallel:
-            return x + self._drop(look(self.attention_norm(x))) + self._drop(self.ffn(self.ffn_norm(x)))
-        x = self._residual(x, look, self.attention_norm)
+            normed = self.attention_norm(x)
+            other = normed if self.ffn_norm is None else self.ffn_norm(x)
+            return x + self._drop(look(normed)) + self._drop(self.ffn(other))
+        x = self._residual(x, look, self.attention_norm, self.attention_post_norm)
         if self.memory_attention is not None and self.memory_norm is not None:
             x = self._residual(x, partial(self.memory_attention, memory=memory, bias=memory_bias), self.memory_norm)
-        return self._residual(x, self.ffn, self.ffn_norm)
+        assert self.ffn_norm is not None
+        return self._residual(x, self.ffn, self.ffn_norm, self.ffn_post_norm)
 
-    def _residual(self, x: Tensor, layer: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
-        return x + self._drop(layer(norm(x))) if self.norm_first else norm(x + self._drop(layer(x)))
+    def _residual(
+        self, x: Tensor, layer: Callable[[Tensor], Tensor], norm: nn.Module, post_norm: nn.Module | None = None
+    ) -> Tensor:
+        if not self.norm_first:
+            return norm(x + self._drop(layer(x)))
+        new = layer(norm(x))
+        return x + self._drop(new if post_norm is None else post_norm(new))
 
     def _drop(self, x: Tensor) -> Tensor:
         return dropout(x, self.dropout, training=self.training)

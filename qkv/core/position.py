@@ -1,18 +1,51 @@
-"""Where a token stands: learned, sinusoidal, rotary and ALiBi positions, each as a value.
+"""Where a token stands: learned, sinusoidal, rotary, ALiBi and relative positions, each as a value.
 
-Learned and sinusoidal positions are added to the embeddings; rotary ones turn queries and keys inside
-`Attention`; ALiBi is a bias on the scores. All are built once, outside the layers.
+Learned and sinusoidal positions are added to the embeddings, before a stack. Rotary ones turn queries and keys inside
+`Attention`; ALiBi and T5's relative ones are a bias on the scores: a stack has one of `POSITIONS`, which makes these
+values of the `Places` of a pass, once for all layers.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from qkv.core.attention import Rotary
-from qkv.core.stack_config import RotaryScaling
+from qkv.core.stack_config import RotaryScaling, StackConfig
 from qkv.errors import InputError
+
+
+class Places(NamedTuple):
+    """Where the tokens of a pass stand.
+
+    `queries` (T,) and `keys` (S,) count padding too: distances are made of them. `tokens` (B, T) are the queries'
+    places without the padding before them, where there is any. `in_order`: the queries are the last of the keys, one
+    after the other, so that `attend`'s own causality is right.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    tokens: Tensor | None = None
+    in_order: bool = True
+
+    @property
+    def positions(self) -> Tensor:
+        """Of the queries, (T,) or (B, T), as a model counts them."""
+        return self.queries if self.tokens is None else self.tokens
+
+    @property
+    def distance(self) -> Tensor:
+        """From each query to each key, (T, S): below 0 for what came before it."""
+        return self.keys - self.queries[:, None]
+
+
+def last_places(T: int, S: int, *, mask: Tensor | None = None, device: torch.device | None = None) -> Places:
+    """The last T of S tokens; `mask` (B, S) is True at tokens, False at padding."""
+    tokens = None if mask is None else token_positions(mask, T)
+    return Places(torch.arange(S - T, S, device=device), torch.arange(S, device=device), tokens)
 
 
 class LearnedPosition(nn.Module):
@@ -100,8 +133,72 @@ def alibi_slopes(heads: int) -> Tensor:
     return torch.tensor(slopes)
 
 
-def alibi(heads: int, T: int, S: int, *, device: torch.device | None = None) -> Tensor:
-    """The bias (H, T, S): minus the slope times the distance between query and key, the last two aligned."""
-    queries = torch.arange(S - T, S, device=device)[:, None]
-    distance = torch.arange(S, device=device)[None, :] - queries  # (T, S), at most 0 where a causal query looks
-    return alibi_slopes(heads).to(distance.device)[:, None, None] * distance
+def relative_buckets(distance: Tensor, buckets: int, farthest: int, *, causal: bool) -> Tensor:
+    """T5 (1910.10683), section 2.1, as its published code computes it: distances (...) -> buckets (...).
+
+    Half of the buckets are for the nearest distances one by one, the others for ever wider ranges up to `farthest`. All
+    are for keys before the query where `causal`, else half of them for keys behind it.
+    """
+    behind = torch.zeros_like(distance)
+    if not causal:
+        buckets //= 2
+        behind = (distance > 0) * buckets
+    away = (-distance).clamp_min(0) if causal else distance.abs()
+    near = buckets // 2
+    wide = (away.clamp_min(near).float() / near).log() / math.log(farthest / near) * (buckets - near)
+    return behind + torch.where(away < near, away, (near + wide.long()).clamp_max(buckets - 1))
+
+
+class Position(nn.Module):
+    """What a stack's attention sees of positions: nothing here, and more in the classes below."""
+
+    def rotary(self, places: Places) -> Rotary | None:
+        """How queries and new keys turn: (cos, sin), each (T, R) or (B, 1, T, R)."""
+        return None
+
+    def bias(self, places: Places) -> Tensor | None:
+        """What is added to the scores, (H, T, S)."""
+        return None
+
+
+class RotaryPosition(Position):
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.dim, self.base, self.scaling = config.rotary_width, config.rotary_base, config.rotary_scaling
+
+    def rotary(self, places: Places) -> Rotary:
+        positions = places.positions
+        positions = positions[:, None] if positions.dim() == 2 else positions  # (B, 1, T) or (T,)
+        return rotary(positions, self.dim, base=self.base, scaling=self.scaling)
+
+
+class AlibiPosition(Position):
+    """Minus the head's slope times the distance."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+
+    def bias(self, places: Places) -> Tensor:
+        return alibi_slopes(self.heads).to(places.keys.device)[:, None, None] * places.distance
+
+
+class RelativePosition(Position):
+    """One trained number a head and bucket of distances, for all layers."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.farthest, self.causal = config.relative_farthest, config.causal
+        self.weight = nn.Parameter(torch.empty(config.relative_buckets, config.heads).normal_(std=0.02))
+
+    def bias(self, places: Places) -> Tensor:
+        found = relative_buckets(places.distance, len(self.weight), self.farthest, causal=self.causal)
+        return self.weight[found].permute(2, 0, 1)
+
+
+POSITIONS: dict[str, Callable[[StackConfig], Position]] = {
+    "none": lambda config: Position(),
+    "rotary": RotaryPosition,
+    "alibi": AlibiPosition,
+    "relative": RelativePosition,
+}

@@ -1,7 +1,7 @@
 """A stack of blocks: the body of every model in the album, made by its configuration.
 
-Masks, windows, rotary angles and ALiBi are built here, once a pass, and handed to every layer. Embeddings before
-the stack and heads after it belong to the models.
+Masks, windows, rotary angles and biases are built here, once a pass, of where its tokens stand, and handed to every
+layer. Embeddings before the stack and heads after it belong to the models.
 """
 
 from collections.abc import Sequence
@@ -10,25 +10,25 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from qkv.core.attention import Attention, Memory, Rotary
+from qkv.core.attention import Attention, Memory
 from qkv.core.block import Block, FeedForward
 from qkv.core.cache import StackCache, padding_bias
-from qkv.core.position import alibi, rotary, token_positions
+from qkv.core.norm import NORMS
+from qkv.core.position import POSITIONS, Places, last_places
 from qkv.core.stack_config import StackConfig
 
 __all__ = ["Stack", "StackConfig"]
 
-NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
-
 
 class Stack(nn.Module):
-    """`layers` blocks and a final norm; x (B, T, D) in and out."""
+    """`layers` blocks and a final norm; x (B, T, D) in and out. `position` makes what attention sees of positions."""
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList(self._block() for _ in range(config.layers))
         self.norm = self._norm(config.dim) if config.final_norm else None
+        self.position = POSITIONS[config.position](config)
 
     def _norm(self, dim: int) -> nn.Module:
         return NORMS[self.config.norm](dim, eps=self.config.norm_eps)
@@ -45,6 +45,7 @@ class Stack(nn.Module):
             bias=c.attention_bias,
             out_bias=c.out_bias,
             scale=c.scale,
+            cap=c.score_cap,
             q_norm=self._norm(c.head_width) if c.qk_norm else None,
             k_norm=self._norm(c.head_width) if c.qk_norm else None,
         )
@@ -59,6 +60,8 @@ class Stack(nn.Module):
             memory_attention=self._attention(c.memory_dim) if c.memory_dim else None,
             norm_first=c.norm_first,
             parallel=c.parallel,
+            post_norm=c.post_norm,
+            shared_norm=c.shared_norm,
             dropout=c.dropout,
         )
 
@@ -67,18 +70,23 @@ class Stack(nn.Module):
         x: Tensor,
         memory: Tensor | Sequence[Memory] | None = None,
         *,
+        places: Places | None = None,
         mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
         cache: StackCache | None = None,
     ) -> Tensor:
         """x (B, T, D); `mask` (B, S) and `memory_mask` are True at tokens, False at padding; `cache` grows by T.
 
-        A `mask` (B, T, S) says it for each query. `memory` may also be what `remember` made of it.
+        `places`: where the tokens stand; after those in the cache, one by one, unless given. With it, `mask` may be
+        (B, T, S): what each query may look at. `memory` may also be what `remember` made of it.
         """
         c = self.config
-        S = x.shape[-2] + (cache.length if cache is not None else 0)
-        turn = self._turn(x, S, mask) if c.position == "rotary" else None
-        biases = {window: self._bias(x, S, mask, window) for window in set(c.windows)}
+        if places is None:
+            S = x.shape[-2] + (cache.length if cache is not None else 0)
+            places = last_places(x.shape[-2], S, mask=mask, device=x.device)
+        turn, scores = self.position.rotary(places), self.position.bias(places)
+        scores = None if scores is None else scores.to(x.dtype)
+        biases = {window: self._bias(places, scores, mask, window) for window in set(c.windows)}
         memory_bias = padding_bias(memory_mask) if memory_mask is not None else None
         for i, (block, window) in enumerate(zip(self.blocks, c.layer_windows)):
             bias = biases[window]
@@ -93,25 +101,29 @@ class Stack(nn.Module):
         attentions = [cast(Block, block).memory_attention for block in self.blocks]
         return [attention.keys_values(memory) for attention in attentions if attention is not None]
 
-    def _turn(self, x: Tensor, S: int, mask: Tensor | None) -> Rotary:
-        c = self.config
-        if mask is None:
-            positions = torch.arange(S - x.shape[-2], S, device=x.device)  # (T,)
-        else:
-            positions = token_positions(mask, x.shape[-2])[:, None]  # (B, 1, T)
-        return rotary(positions, c.rotary_width, base=c.rotary_base, scaling=c.rotary_scaling)
-
-    def _bias(self, x: Tensor, S: int, mask: Tensor | None, window: int | None) -> Tensor | None:
+    def _bias(self, places: Places, scores: Tensor | None, mask: Tensor | None, window: int | None) -> Tensor | None:
         """All that shapes a layer's scores, causality too, as one bias; None where that is causality alone."""
-        c, T = self.config, x.shape[-2]
-        seen = None if mask is None else padding_bias(mask)  # (B, 1, 1, S)
-        if window is not None and window < S:
-            near = torch.ones(T, S, dtype=torch.bool, device=x.device).triu(S - T - window + 1)
-            seen = near if seen is None else seen & near
-        if c.causal and T > 1 and (T < S or seen is not None or c.position == "alibi"):
-            past = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
-            seen = past if seen is None else seen & past
-        if c.position != "alibi":
-            return seen
-        slope = alibi(c.heads, T, S, device=x.device).to(x.dtype)  # (H, T, S)
-        return slope if seen is None else slope.masked_fill(~seen, -torch.inf)
+        T, S = len(places.queries), len(places.keys)
+        narrow = window is not None and window < S
+        plain = scores is None and mask is None and not narrow and T == S
+        causal = self.config.causal and not (places.in_order and (plain or T == 1))
+        return shape_scores(scores, visible(places, causal=causal, window=window if narrow else None, mask=mask))
+
+
+def visible(places: Places, *, causal: bool, window: int | None = None, mask: Tensor | None = None) -> Tensor | None:
+    """Where each query may look, True or False, (T, S) or (B, 1, T or 1, S); None: everywhere."""
+    seen = None if mask is None else padding_bias(mask)
+    if window is not None:
+        near = places.distance > -window
+        seen = near if seen is None else seen & near
+    if causal:
+        past = places.distance <= 0
+        seen = past if seen is None else seen & past
+    return seen
+
+
+def shape_scores(scores: Tensor | None, seen: Tensor | None) -> Tensor | None:
+    """What is added to the scores (H, T, S) and where one may look, as one bias for `attend`."""
+    if scores is None or seen is None:
+        return seen if scores is None else scores
+    return scores.masked_fill(~seen, -torch.inf)

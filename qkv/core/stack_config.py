@@ -39,7 +39,8 @@ class StackConfig:
     `value_dim`: the width of a head's values, its keys' unless given. `dropout`: of every layer's output, in training.
     `windows`: how many keys back a query looks, itself included, layer by layer and then again from the first; None is
     all of them. `rotary_dim`: how many numbers of each head turn, all unless given. `qk_norm`: queries and keys are
-    normed head by head. `scale`: of the scores, 1/sqrt(head_dim) unless given.
+    normed head by head. `scale`: of the scores, 1/sqrt(head_dim) unless given; `score_cap` is the `cap` of `attend`.
+    `post_norm` and `shared_norm`: core/block.py. `relative_buckets`, `relative_farthest`: core/position.py.
     """
 
     dim: int
@@ -55,20 +56,25 @@ class StackConfig:
     bias: bool = True
     attention_bias: bool = True
     out_bias: bool = True
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Literal["layer", "rms", "rms_unit_offset"] = "layer"
     norm_eps: float = 1e-5
     norm_first: bool = True
+    post_norm: bool = False
+    shared_norm: bool = False
     final_norm: bool = True
     qk_norm: bool = False
     parallel: bool = False
     dropout: float = 0.0
     causal: bool = False
     scale: float | None = None
+    score_cap: float | None = None
     windows: tuple[int | None, ...] = (None,)
-    position: Literal["none", "rotary", "alibi"] = "none"
+    position: Literal["none", "rotary", "alibi", "relative"] = "none"
     rotary_base: float = 10_000.0
     rotary_dim: int | None = None
     rotary_scaling: RotaryScaling | None = None
+    relative_buckets: int = 32
+    relative_farthest: int = 128
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "ffn_dim", "kv_heads", "head_dim", "value_dim", "memory_dim"):
@@ -87,11 +93,24 @@ class StackConfig:
             raise ConfigError(f"dropout={self.dropout} is out of range; it must be from 0 to below 1")
         if not 0 < self.norm_eps < 1:
             raise ConfigError(f"norm_eps={self.norm_eps} is out of range; it must lie between 0 and 1")
-        if self.scale is not None and not 0 < self.scale < math.inf:
-            raise ConfigError(f"scale={self.scale} is out of range; it must be above 0 and finite")
+        for name in ("scale", "score_cap"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name}={value} is out of range; it must be above 0 and finite")
+        self._check_norms()
         self._check_windows()
         if self.position == "rotary":
             self._check_rotary()
+        if self.position == "relative":
+            self._check_relative()
+
+    def _check_norms(self) -> None:
+        if self.parallel and not self.norm_first:
+            raise ConfigError("norm_first=False does not go with parallel; what comes after two layers has no norm")
+        if self.post_norm and (self.parallel or not self.norm_first):
+            raise ConfigError("post_norm goes with norm_first, and not with parallel")
+        if self.shared_norm and not self.parallel:
+            raise ConfigError("shared_norm is for parallel layers; set parallel")
 
     def _check_windows(self) -> None:
         if not 0 < len(self.windows) <= self.layers:
@@ -111,6 +130,14 @@ class StackConfig:
             )
         if not 0 < self.rotary_base < math.inf:
             raise ConfigError(f"rotary_base={self.rotary_base} is out of range; it must be above 0 and finite")
+
+    def _check_relative(self) -> None:
+        if not 4 <= self.relative_buckets <= 100_000:
+            raise ConfigError(f"relative_buckets={self.relative_buckets} is out of range; it must be 4 to 100000")
+        if not self.relative_buckets < self.relative_farthest <= 1_000_000_000:
+            raise ConfigError(
+                f"relative_farthest={self.relative_farthest} is out of range; it must be above relative_buckets"
+            )
 
     @property
     def head_width(self) -> int:

@@ -3,7 +3,7 @@
 The same promise as every `Runner`: a row's bits depend on the tokens up to it alone. Numpy and ctypes only, so that a
 chat on a GGUF file never waits for torch. What the kernels do not compute is a ConfigError at construction, what this
 machine cannot compile a KernelError; callers then take `TorchRunner`. Left out on purpose: norms after the residual
-(`norm_first=False`), which no decoder that is read here has, and number formats below 4 bits or of 5.
+(`norm_first=False`) and narrow embeddings, which one old decoder has, and number formats below 4 bits or of 5.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 
 import numpy as np
 import numpy.typing as npt
@@ -52,8 +53,9 @@ class NativeRunner:
         if not 0 < threads <= MAX_THREADS:
             raise ConfigError(f"threads={threads} is out of range; it must be 1 to {MAX_THREADS}")
         _check_config(config)
-        matrices, vectors = _expected(config)
-        _check_weights(matrices | vectors, weights)
+        _check_weights(config.tensors, weights)
+        weights = _as_kernels_read(config, weights)
+        matrices = {name: blocks.shape for name, blocks in weights.items() if len(blocks.shape) == 2}
         self._library = library.functions()
         self.config, self.vocab, self.context = config, config.vocab, config.context
         self.page = int(self._library.qkv_page())
@@ -72,7 +74,7 @@ class NativeRunner:
             raise ConfigError(f"there is no room for {size} MiB of weights and pages; give less memory={memory}")
         for name in matrices:
             self._pack(name, weights[name])
-        for name in vectors:
+        for name in weights.keys() - matrices.keys():
             self._vector(name, weights[name])
 
     def step(self, chunks: Sequence[Chunk]) -> list[Floats]:
@@ -145,7 +147,7 @@ class NativeRunner:
             kv_heads=stack.kv_heads or stack.heads,
             head_dim=stack.head_width,
             ffn_dim=stack.ffn_dim,
-            rms=stack.norm == "rms",
+            rms=stack.norm != "layer",
             activation=library.ACTIVATIONS.index(stack.activation),
             gated=stack.gated,
             parallel=stack.parallel,
@@ -154,6 +156,9 @@ class NativeRunner:
             threads=threads,
             norm_eps=stack.norm_eps,
             scale=stack.head_width**-0.5 if stack.scale is None else stack.scale,
+            embed_scale=math.sqrt(stack.dim) if self.config.scaled else 1.0,
+            score_cap=stack.score_cap or 0.0,
+            logit_cap=self.config.logit_cap or 0.0,
             rates=pointer(rotary_rates(self.config)) if rotary else None,
             slopes=pointer(alibi_slopes(stack.heads)) if stack.position == "alibi" else None,
             windows=pointer(np.array(windows, np.int32)),
@@ -171,6 +176,8 @@ class NativeRunner:
     def _vector(self, name: str, blocks: Blocks) -> None:
         layer, slot = _slot(name, library.VECTORS, library.GLOBAL_VECTORS)
         data = np.ascontiguousarray(dequantise(blocks), np.float32)
+        if self.config.norm == "rms_unit_offset" and name.endswith("norm.weight"):
+            data = data + np.float32(1)
         self._library.qkv_vector(self._model, layer, slot, data.size, data.ctypes.data)
 
 
@@ -201,54 +208,41 @@ def alibi_slopes(heads: int) -> Floats:
     return np.array(slopes, np.float32)
 
 
+# What the kernels compute, by the fields of DecoderConfig: with any value, or with one of these. A field that is not
+# here may have its default only, so that a new one is refused until it is computed.
+_ANY = {
+    *("vocab", "context", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "gated", "tied"),
+    *("bias", "attention_bias", "out_bias", "norm_eps", "post_norm", "shared_norm", "scaled", "embed_norm", "qk_norm"),
+    *("parallel", "scale", "score_cap", "logit_cap", "windows", "position_offset"),
+    *("rotary_base", "rotary_dim", "rotary_scaling"),
+}
+_SOME: dict[str, tuple[object, ...]] = {
+    "activation": library.ACTIVATIONS,
+    "norm": ("layer", "rms", "rms_unit_offset"),
+    "norm_first": (True,),
+    "position": ("learned", "rotary", "alibi", "none"),
+}
+
+
 def _check_config(config: DecoderConfig) -> None:
-    stack = config.stack
-    if not stack.norm_first:
-        raise ConfigError("the compiled kernels have no norms after the residual (norm_first=False)")
-    if stack.head_width > MAX_HEAD_DIM:
-        raise ConfigError(f"head_dim={stack.head_width} is more than the compiled kernels have, {MAX_HEAD_DIM}")
+    """ConfigError names what the kernels do not compute."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name not in _ANY and value not in _SOME.get(field.name, (field.default,)):
+            raise ConfigError(f"the compiled kernels do not compute {field.name}={value}")
+    if config.stack.head_width > MAX_HEAD_DIM:
+        raise ConfigError(f"head_dim={config.stack.head_width} is more than the compiled kernels have, {MAX_HEAD_DIM}")
 
 
-def _expected(config: DecoderConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """The shapes of all matrices and of all vectors, by name, as the configuration has them."""
-    stack = config.stack
-    q_width, kv_width = stack.heads * stack.head_width, (stack.kv_heads or stack.heads) * stack.head_width
-    matrices: dict[str, tuple[int, ...]] = {"token.weight": (config.vocab, stack.dim)}
-    vectors: dict[str, tuple[int, ...]] = {}
-
-    def norm(name: str, width: int) -> None:
-        vectors[f"{name}.weight"] = (width,)
-        if stack.norm == "layer":
-            vectors[f"{name}.bias"] = (width,)
-
-    def linear(name: str, rows: int, columns: int, bias: bool) -> None:
-        matrices[f"{name}.weight"] = (rows, columns)
-        if bias:
-            vectors[f"{name}.bias"] = (rows,)
-
-    if config.position == "learned":
-        matrices["position.weight"] = (config.context, stack.dim)
-    if config.embed_norm:
-        norm("norm", stack.dim)
-    for layer in range(stack.layers):
-        block = f"stack.blocks.{layer}"
-        norm(f"{block}.attention_norm", stack.dim)
-        linear(f"{block}.attention.q", q_width, stack.dim, stack.attention_bias)
-        linear(f"{block}.attention.k", kv_width, stack.dim, stack.attention_bias)
-        linear(f"{block}.attention.v", kv_width, stack.dim, stack.attention_bias)
-        if stack.qk_norm:
-            norm(f"{block}.attention.q_norm", stack.head_width)
-            norm(f"{block}.attention.k_norm", stack.head_width)
-        linear(f"{block}.attention.out", stack.dim, q_width, stack.out_bias)
-        norm(f"{block}.ffn_norm", stack.dim)
-        if stack.gated:
-            linear(f"{block}.ffn.gate", stack.ffn_dim, stack.dim, stack.bias)
-        linear(f"{block}.ffn.up", stack.ffn_dim, stack.dim, stack.bias)
-        linear(f"{block}.ffn.down", stack.dim, stack.ffn_dim, stack.bias)
-    norm("stack.norm", stack.dim)
-    if not config.tied:
-        matrices["head.weight"] = (config.vocab, stack.dim)
-    return matrices, vectors
+def _as_kernels_read(config: DecoderConfig, weights: Mapping[str, Blocks]) -> dict[str, Blocks]:
+    """The weights without the rows of positions that no token has, and a shared norm as both norms."""
+    found = {name: weights[name] for name in config.tensors}
+    if config.position_offset:
+        found["position.weight"] = weights["position.weight"].take(slice(config.position_offset, None))
+    if config.shared_norm:
+        shared = [name for name in weights if ".attention_norm." in name]
+        found |= {name.replace("attention_norm", "ffn_norm"): weights[name] for name in shared}
+    return found
 
 
 def _check_weights(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Blocks]) -> None:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from qkv.core.attention import Attention, Rotary, attend, rotate
-from qkv.core.position import alibi, rotary
-from qkv.core.stack_config import StackConfig
+from qkv.core.position import Places, last_places
+from qkv.core.stack import Stack, shape_scores, visible
 from qkv.engine.runner import Chunk
 from qkv.errors import ConfigError
 from qkv.models.decoder import Decoder
@@ -75,7 +75,7 @@ class TorchRunner:
             self._pool = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         except RuntimeError as error:
             raise ConfigError(f"there is no room for memory={memory} bytes of keys and values; give less") from error
-        self._pass = _Pass(config.stack)
+        self._pass = _Pass(decoder.stack)
         self._blocks = [_tiled(block, self._pass) for block in decoder.stack.blocks]
         self.shared = True
         self.shared = self._rows_are_alike() if shared is None else shared
@@ -129,11 +129,7 @@ class TorchRunner:
             ids[0, tile.slots] = torch.tensor(tile.ids)
             positions[0, tile.slots] = torch.arange(start, start + len(tile.ids))
         ids, positions = ids.to(device), positions.to(device)
-        x = decoder.token(ids)  # (1, page, D)
-        if decoder.position is not None:
-            x = decoder.position(x, positions=positions)
-        if decoder.norm is not None:
-            x = decoder.norm(x)
+        x = decoder.embed(ids, positions)  # (1, page, D)
         self._pass.begin(tiles, self.page, positions[0], x.dtype)
         for block, window, pool in zip(self._blocks, decoder.config.stack.layer_windows, self._pool):
             self._pass.turn_to(pool, window)
@@ -161,19 +157,18 @@ class TorchRunner:
 class _Pass:
     """What the layers of one pass read beside their rows: which rows are whose, and what they may look at."""
 
-    def __init__(self, config: StackConfig) -> None:
-        self._config = config
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
         self.turn: Rotary | None = None
 
     def begin(self, tiles: Sequence[_Tile], page: int, positions: Tensor, dtype: torch.dtype) -> None:
-        c, device = self._config, positions.device
+        device, windows = positions.device, set(self._stack.config.windows)
         self.tiles, self.page = tiles, page
         self.tables = [torch.tensor(tile.table, device=device) for tile in tiles]
-        if c.position == "rotary":
-            self.turn = rotary(positions, c.rotary_width, base=c.rotary_base, scaling=c.rotary_scaling)
+        self.turn = self._stack.position.rotary(Places(positions, positions))
         sizes = {len(tile.table) for tile in tiles}
         self._biases = {
-            (pages, window): self._bias(pages, window, dtype, device) for pages in sizes for window in set(c.windows)
+            (pages, window): self._bias(pages, window, dtype, device) for pages in sizes for window in windows
         }
 
     def turn_to(self, pool: Tensor, window: int | None) -> None:
@@ -186,13 +181,11 @@ class _Pass:
 
     def _bias(self, pages: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Of the last page's queries over all keys (T, S), causality and all: bool, or with ALiBi float (H, T, S)."""
-        T, S, c = self.page, pages * self.page, self._config
-        seen = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
-        if window is not None and window < S:
-            seen = seen.triu(S - T - window + 1)
-        if c.position != "alibi":
-            return seen
-        return alibi(c.heads, T, S, device=device).to(dtype).masked_fill(~seen, -torch.inf)
+        places = last_places(self.page, pages * self.page, device=device)
+        scores = self._stack.position.bias(places)
+        bias = shape_scores(None if scores is None else scores.to(dtype), visible(places, causal=True, window=window))
+        assert bias is not None
+        return bias
 
 
 class _TiledAttention(nn.Module):
@@ -226,7 +219,8 @@ class _TiledAttention(nn.Module):
         placed = q.new_zeros(*q.shape[:2], here.page, q.shape[-1])
         placed[:, :, tile.rows] = q
         k, v = (pool[table].flatten(0, 1).transpose(0, 1)[None] for pool in (here.keys, here.values))  # (1, G, S, K)
-        return attend(placed, k, v, bias=here.bias(tile), scale=self.attention.scale)[:, :, tile.rows]
+        own = self.attention
+        return attend(placed, k, v, bias=here.bias(tile), scale=own.scale, cap=own.cap)[:, :, tile.rows]
 
 
 def _tiled(block: nn.Module, here: _Pass) -> nn.Module:

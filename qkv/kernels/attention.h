@@ -96,10 +96,10 @@ inline int mix(const Kept& kept, int width, int rows, int at, const float (*weig
     return N * LANES;
 }
 
-// R looks at one key/value head of one sequence; `room` holds R * width numbers.
+// R looks at one key/value head of one sequence, scores bent to `cap` unless it is 0; `room` holds R * width numbers.
 template <int R>
 inline void attend(const Pages& pages, const int32_t* table, int layer, int head, int head_dim, int window,
-                   const Look* looks, float* room) {
+                   float cap, const Look* looks, float* room) {
     const int width = pages.width;
     float most[R];
     Lanes total[R] = {};
@@ -132,7 +132,9 @@ inline void attend(const Pages& pages, const int32_t* table, int layer, int head
             const int position = looks[r].position;
             for (int side = 0; side < 2; side++) {
                 Ints key = lane + (chunk * PAGE + side * LANES);
-                Lanes biased = fma(score[r][side], key_scales[side], looks[r].slope * to_float(key - position));
+                const Lanes slope = looks[r].slope * to_float(key - position);
+                Lanes biased = cap > 0 ? capped(score[r][side] * key_scales[side], cap) + slope
+                                       : fma(score[r][side], key_scales[side], slope);
                 Ints seen = (key <= position) & (key > position - window);
                 score[r][side] = choose(seen, biased, spread(-INFINITY));
             }
@@ -165,10 +167,10 @@ inline void attend(const Pages& pages, const int32_t* table, int layer, int head
 }
 
 inline void attend(int count, const Pages& pages, const int32_t* table, int layer, int head, int head_dim, int window,
-                   const Look* looks, float* room) {
+                   float cap, const Look* looks, float* room) {
     switch (count) {
 #define QKV_LOOKS(R) \
-    case R: return attend<R>(pages, table, layer, head, head_dim, window, looks, room)
+    case R: return attend<R>(pages, table, layer, head, head_dim, window, cap, looks, room)
         QKV_LOOKS(1);
         QKV_LOOKS(2);
         QKV_LOOKS(3);

@@ -183,4 +183,8 @@ inline Lanes exponential(Lanes x) {
     return (Lanes)((Ints)p & ~under);
 }
 
+inline Lanes tanh_of(Lanes x) { return 1.0f - 2.0f / (exponential(x + x) + 1.0f); }
+
+inline Lanes capped(Lanes x, float cap) { return cap * tanh_of(x / cap); }
+
 }  // namespace qkv

@@ -20,6 +20,7 @@ VECTORS = (
     *("ffn.gate.bias", "ffn.up.bias", "ffn.down.bias"),
     *("attention_norm.weight", "attention_norm.bias", "ffn_norm.weight", "ffn_norm.bias"),
     *("attention.q_norm.weight", "attention.q_norm.bias", "attention.k_norm.weight", "attention.k_norm.bias"),
+    *("attention_post_norm.weight", "attention_post_norm.bias", "ffn_post_norm.weight", "ffn_post_norm.bias"),
 )
 GLOBAL_MATRICES = ("token.weight", "position.weight", "head.weight")
 GLOBAL_VECTORS = ("norm.weight", "norm.bias", "stack.norm.weight", "stack.norm.bias")
@@ -35,8 +36,7 @@ class Plan(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in _INTS),
-        ("norm_eps", ctypes.c_float),
-        ("scale", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("norm_eps", "scale", "embed_scale", "score_cap", "logit_cap")),
         ("rates", ctypes.c_void_p),
         ("slopes", ctypes.c_void_p),
         ("windows", ctypes.c_void_p),

@@ -21,7 +21,8 @@ enum GlobalMatrix { TOKEN, POSITION, HEAD, GLOBAL_MATRICES };
 enum VectorSlot {
     Q_BIAS, K_BIAS, V_BIAS, OUT_BIAS, GATE_BIAS, UP_BIAS, DOWN_BIAS,
     ATTENTION_NORM, ATTENTION_NORM_BIAS, FFN_NORM, FFN_NORM_BIAS,
-    Q_NORM, Q_NORM_BIAS, K_NORM, K_NORM_BIAS, LAYER_VECTORS
+    Q_NORM, Q_NORM_BIAS, K_NORM, K_NORM_BIAS,
+    ATTENTION_POST_NORM, ATTENTION_POST_NORM_BIAS, FFN_POST_NORM, FFN_POST_NORM_BIAS, LAYER_VECTORS
 };
 enum GlobalVector { EMBED_NORM, EMBED_NORM_BIAS, FINAL_NORM, FINAL_NORM_BIAS, GLOBAL_VECTORS };
 
@@ -38,7 +39,8 @@ inline double now() {
 struct Plan {  // library.py has the same fields
     int32_t vocab, context, dim, layers, heads, kv_heads, head_dim, ffn_dim;
     int32_t rms, activation, gated, parallel, rotary_dim, pages, threads;
-    float norm_eps, scale;
+    float norm_eps, scale, embed_scale;
+    float score_cap, logit_cap;  // 0: none
     const float* rates;      // rotary_dim / 2 angles a position, or null
     const float* slopes;     // ALiBi: one a head, or null
     const int32_t* windows;  // one a layer

@@ -11,8 +11,6 @@ using Vector = std::vector<float>;  // a bias, a norm's weights: empty, or padde
 
 enum Activation { RELU, GELU, GELU_TANH, QUICK_GELU, SILU };  // library.py has the same order
 
-inline Lanes tanh_of(Lanes x) { return 1.0f - 2.0f / (exponential(x + x) + 1.0f); }
-
 inline Lanes erf_of(Lanes x) {  // Abramowitz and Stegun, 7.1.26: within 1.5e-7
     Lanes size = magnitude(x), t = 1.0f / fma(spread(0.3275911f), size, spread(1.0f));
     Lanes p = spread(1.061405429f);

@@ -93,6 +93,7 @@ struct Walk {
         share(EMBED, rows, [&](int r) {
             float* x = x_row(r);
             unpack_row(m.matrices[TOKEN], b.ids[r], x);
+            for (int i = 0; i < p.dim; i++) x[i] *= p.embed_scale;
             if (m.matrices[POSITION].data) {
                 unpack_row(m.matrices[POSITION], b.positions[r], desk.wide.x);
                 for (int i = 0; i < p.dim; i++) x[i] += desk.wide.x[i];
@@ -183,24 +184,35 @@ struct Walk {
                     looks[n] = {b.q + size_t(r) * p.heads * p.head_dim + at, b.mixed.row(r) + at, b.positions[r],
                                 m.slopes.empty() ? 0.0f : m.slopes[query]};
                 }
-                attend(count * heads, m.pages, b.tables[first], index, head, p.head_dim, layer.window, looks,
-                       desk.room);
+                attend(count * heads, m.pages, b.tables[first], index, head, p.head_dim, layer.window, p.score_cap,
+                       looks, desk.room);
                 first += count;
             }
+        });
+    }
+
+    // What a layer gave, set aside whole: normed, then added to the residual.
+    void add_normed(const Vector& weight, const Vector& bias) {
+        share(PREPARE, rows, [&](int r) {
+            float *x = x_row(r), *new_row = b.aside + size_t(r) * b.normed.stride;
+            norm(new_row, p.dim, p.rms, p.norm_eps, weight, bias, new_row);
+            for (int i = 0; i < p.dim; i++) x[i] += new_row[i];
         });
     }
 
     template <class Input>
     void attention_out(const Layer& layer, Input input) {
         const Matrix& out = layer.matrices[OUT];
-        float* to = p.parallel ? b.aside : b.x;
+        const bool post_norm = !layer.vectors[ATTENTION_POST_NORM].empty();
+        float* to = p.parallel || post_norm ? b.aside : b.x;
         products(OUTPUT, out.groups(), input, [&](int group, const Rows& in) {
             multiply(out, group, in, desk.tile);
             each_row(out, group, desk.tile, layer.vectors[OUT_BIAS], [&](int r, int column, int count, Lanes v) {
                 float* at = to + size_t(r) * b.normed.stride + column;
-                put(at, count, load_lanes(x_row(r) + column) + v);
+                put(at, count, post_norm ? v : load_lanes(x_row(r) + column) + v);
             });
         });
+        if (post_norm) add_normed(layer.vectors[ATTENTION_POST_NORM], layer.vectors[ATTENTION_POST_NORM_BIAS]);
     }
 
     template <class Input>
@@ -218,13 +230,17 @@ struct Walk {
             });
         });
         const Matrix& down = layer.matrices[DOWN];
+        const bool post_norm = !layer.vectors[FFN_POST_NORM].empty();
         products(FFN_DOWN, down.groups(), prepared(b.hidden, p.ffn_dim), [&](int group, const Rows& in) {
             multiply(down, group, in, desk.tile);
             each_row(down, group, desk.tile, layer.vectors[DOWN_BIAS], [&](int r, int column, int count, Lanes v) {
-                const float* before = p.parallel ? b.aside + size_t(r) * b.normed.stride : x_row(r);
-                put(x_row(r) + column, count, load_lanes(before + column) + v);
+                float* aside = b.aside + size_t(r) * b.normed.stride;
+                const float* before = p.parallel ? aside : x_row(r);
+                if (post_norm) put(aside + column, count, v);
+                else put(x_row(r) + column, count, load_lanes(before + column) + v);
             });
         });
+        if (post_norm) add_normed(layer.vectors[FFN_POST_NORM], layer.vectors[FFN_POST_NORM_BIAS]);
     }
 
     void head() {
@@ -236,7 +252,7 @@ struct Walk {
         products(LOGITS, matrix.groups(), input, [&](int group, const Rows& in) {
             multiply(matrix, group, in, desk.tile);
             each_row(matrix, group, desk.tile, {}, [&](int w, int column, int count, Lanes v) {
-                put(b.logits + size_t(w) * p.vocab + column, count, v);
+                put(b.logits + size_t(w) * p.vocab + column, count, p.logit_cap > 0 ? capped(v, p.logit_cap) : v);
             });
         });
     }

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qkv.core.cache import Cache, StackCache
-from qkv.core.position import LearnedPosition, token_positions
-from qkv.core.stack import NORMS, Stack
+from qkv.core.norm import NORMS
+from qkv.core.position import LearnedPosition, last_places
+from qkv.core.stack import Stack
 from qkv.errors import InputError
 from qkv.models.decoder_config import DecoderConfig
 
@@ -24,11 +25,18 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.token = nn.Embedding(config.vocab, config.dim)
-        self.position = LearnedPosition(config.context, config.dim) if config.position == "learned" else None
+        width = config.embed_width
+        self.token = nn.Embedding(config.vocab, width)
+        self.position = (
+            LearnedPosition(config.context, config.dim, offset=config.position_offset)
+            if config.position == "learned"
+            else None
+        )
+        self.widen = None if config.embed_dim is None else nn.Linear(width, config.dim, bias=False)
         self.norm = NORMS[config.norm](config.dim, eps=config.norm_eps) if config.embed_norm else None
         self.stack = Stack(config.stack)
-        self.head = None if config.tied else nn.Linear(config.dim, config.vocab, bias=False)
+        self.narrow = None if config.embed_dim is None else nn.Linear(config.dim, width, bias=False)
+        self.head = None if config.tied else nn.Linear(width, config.vocab, bias=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -53,16 +61,27 @@ class Decoder(nn.Module):
         T, seen = ids.shape[-1], cache.length if cache is not None else 0
         if seen + T > self.config.context:
             raise InputError(f"the input has {seen + T} tokens; this model reads at most {self.config.context}")
-        x = self.token(ids)  # (B, T, D)
+        places = last_places(T, seen + T, mask=mask, device=ids.device)
+        return self.stack(self.embed(ids, places.positions), places=places, mask=mask, cache=cache)
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """What the stack reads of ids (B, T) that stand at `positions` (T,) or (B, T): (B, T, D)."""
+        x = self.token(ids)  # (B, T, E)
+        if self.config.scaled:
+            x = x * x.new_tensor(math.sqrt(self.config.dim))  # rounded as the embeddings are
+        if self.widen is not None:
+            x = self.widen(x)  # (B, T, D)
         if self.position is not None:
-            x = self.position(x, seen, positions=None if mask is None else token_positions(mask, T))
-        if self.norm is not None:
-            x = self.norm(x)
-        return self.stack(x, mask=mask, cache=cache)
+            x = self.position(x, positions=positions)
+        return x if self.norm is None else self.norm(x)
 
     def logits(self, states: Tensor) -> Tensor:
         """states (..., D) -> (..., V)."""
-        return F.linear(states, self.token.weight) if self.head is None else self.head(states)
+        if self.narrow is not None:
+            states = self.narrow(states)  # (..., E)
+        logits = F.linear(states, self.token.weight) if self.head is None else self.head(states)
+        cap = self.config.logit_cap
+        return logits if cap is None else cap * (logits / cap).tanh()
 
     def new_cache(self, context: int | None = None) -> Cache:
         """A cache for up to `context` tokens (default: all that the model reads), laid out at its first use."""

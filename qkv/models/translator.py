@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qkv.core.attention import Memory
 from qkv.core.cache import StackCache
 from qkv.core.dropout import dropout
-from qkv.core.position import LearnedPosition, SinusoidalPosition
+from qkv.core.position import LearnedPosition, Places, SinusoidalPosition
 from qkv.core.stack import Stack
 from qkv.models.translator_config import TranslatorConfig
 
@@ -92,7 +92,10 @@ class Translator(nn.Module):
         The cache holds the tokens of all beginnings; `seen` (B, N, S) is True at those of each one's own, itself too.
         """
         x = self._embed(tokens[..., None], position).squeeze(-2)  # (B, N, D)
-        return self.decoder(x, source.memory, mask=seen, memory_mask=source.mask, cache=cache)
+        N, device = tokens.shape[-1], tokens.device
+        steps = torch.arange(position + 1, device=device).repeat_interleave(N)  # of all in the cache, N a step
+        places = Places(torch.full((N,), position, device=device), steps, in_order=False)
+        return self.decoder(x, source.memory, places=places, mask=seen, memory_mask=source.mask, cache=cache)
 
     def logits(self, states: Tensor) -> Tensor:
         """states (..., D) -> (..., V)."""

@@ -11,7 +11,7 @@ scaling other than Llama 3's. Source: the key and tensor names of the GGUF speci
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +64,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": _LLAMA | {"qk_norm": True},
     "gpt2": {"activation": "gelu_tanh", "norm": "layer", "position": "learned"},
 }
-
-
-_Rows = Iterator[tuple[str, tuple[str, tuple[int, ...]]]]  # our name, the file's name, the shape
 
 
 def read_decoder(gguf: GGUF) -> tuple[DecoderConfig, dict[str, Blocks]]:
@@ -166,8 +163,8 @@ def _split_fused(tensors: Mapping[str, Blocks]) -> dict[str, Blocks]:
 
 def _ours(config: DecoderConfig, tensors: Mapping[str, Blocks]) -> dict[str, Blocks]:
     """The tensors by our names. CheckpointError lists up to 10 that are missing, unexpected or of another shape."""
-    layout = dict(_layout(config))
-    expected = dict(layout.values())
+    layout = {ours: _spelled(ours) for ours in config.tensors}
+    expected = {layout[ours]: shape for ours, shape in config.tensors.items()}
     odd = {
         "missing": [name for name in expected if name not in tensors],
         "unexpected": [shorten(repr(name)) for name in tensors if name not in expected and name != "rope_freqs.weight"],
@@ -180,42 +177,23 @@ def _ours(config: DecoderConfig, tensors: Mapping[str, Blocks]) -> dict[str, Blo
     if any(odd.values()):
         lists = (f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in odd.items() if names)
         raise CheckpointError(f"the tensors do not fit its configuration; {'; '.join(lists)}")
-    return {ours: tensors[theirs] for ours, (theirs, _) in layout.items()}
+    return {ours: tensors[theirs] for ours, theirs in layout.items()}
 
 
-def _layout(c: DecoderConfig) -> _Rows:
-    """Our name -> the file's name and the shape, for every weight of this configuration."""
+_ENDS = {"token": "token_embd", "position": "position_embd", "stack.norm": "output_norm", "head": "output"}
+_PARTS = {
+    **{f"attention.{part}": f"attn_{part}" for part in ("q", "k", "v", "q_norm", "k_norm")},
+    "attention.out": "attn_output",
+    "attention_norm": "attn_norm",
+    "ffn_norm": "ffn_norm",
+    **{f"ffn.{part}": f"ffn_{part}" for part in ("gate", "up", "down")},
+}
 
-    def linear(ours: str, theirs: str, rows: int, columns: int, bias: bool) -> _Rows:
-        yield f"{ours}.weight", (f"{theirs}.weight", (rows, columns))
-        if bias:
-            yield f"{ours}.bias", (f"{theirs}.bias", (rows,))
 
-    def norm(ours: str, theirs: str, width: int) -> _Rows:
-        yield f"{ours}.weight", (f"{theirs}.weight", (width,))
-        if c.norm == "layer":
-            yield f"{ours}.bias", (f"{theirs}.bias", (width,))
-
-    width = c.stack.head_width
-    queries, keys = c.heads * width, (c.kv_heads or c.heads) * width
-    yield from linear("token", "token_embd", c.vocab, c.dim, False)
-    if c.position == "learned":
-        yield from linear("position", "position_embd", c.context, c.dim, False)
-    for i in range(c.layers):
-        ours, theirs = f"stack.blocks.{i}.", f"blk.{i}."
-        yield from norm(ours + "attention_norm", theirs + "attn_norm", c.dim)
-        yield from linear(ours + "attention.q", theirs + "attn_q", queries, c.dim, c.attention_bias)
-        yield from linear(ours + "attention.k", theirs + "attn_k", keys, c.dim, c.attention_bias)
-        yield from linear(ours + "attention.v", theirs + "attn_v", keys, c.dim, c.attention_bias)
-        yield from linear(ours + "attention.out", theirs + "attn_output", c.dim, queries, c.out_bias)
-        if c.qk_norm:
-            yield from norm(ours + "attention.q_norm", theirs + "attn_q_norm", width)
-            yield from norm(ours + "attention.k_norm", theirs + "attn_k_norm", width)
-        yield from norm(ours + "ffn_norm", theirs + "ffn_norm", c.dim)
-        if c.gated:
-            yield from linear(ours + "ffn.gate", theirs + "ffn_gate", c.ffn_dim, c.dim, c.bias)
-        yield from linear(ours + "ffn.up", theirs + "ffn_up", c.ffn_dim, c.dim, c.bias)
-        yield from linear(ours + "ffn.down", theirs + "ffn_down", c.dim, c.ffn_dim, c.bias)
-    yield from norm("stack.norm", "output_norm", c.dim)
-    if not c.tied:
-        yield from linear("head", "output", c.vocab, c.dim, False)
+def _spelled(ours: str) -> str:
+    """The file's name of one of our tensors."""
+    name, _, kind = ours.rpartition(".")
+    if not name.startswith("stack.blocks."):
+        return f"{_ENDS[name]}.{kind}"
+    layer, _, part = name.removeprefix("stack.blocks.").partition(".")
+    return f"blk.{layer}.{_PARTS[part]}.{kind}"

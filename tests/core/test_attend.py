@@ -18,10 +18,11 @@ NEVER = torch.tensor(-torch.inf, dtype=torch.float64)
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2**-8}
 
 
-def formula(q, k, v, *, bias=None, causal=False, scale=None):
+def formula(q, k, v, *, bias=None, causal=False, scale=None, cap=None):
     """Equation 1 of 1706.03762 in float64; a row that may look nowhere gives zeros, and a gradient of zero."""
     q, (k, v) = q.double(), (x.double().repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
     scores = scores if not causal else scores.where(torch.ones_like(scores).tril(k.shape[-2] - q.shape[-2]) > 0, NEVER)
     if bias is not None:
         scores = scores.where(bias, NEVER) if bias.dtype is torch.bool else scores + bias
@@ -57,7 +58,7 @@ def cases(draw):
     kind = draw(st.sampled_from(["none", "bool", "float", "-inf"]))
     bias = {"none": None, "bool": bias > 0, "float": bias, "-inf": bias.masked_fill(bias > 0, -torch.inf)}[kind]
     settings = {"bias": bias, "causal": draw(st.booleans()), "scale": draw(st.sampled_from([None, 0.3]))}
-    return q, k, v, settings
+    return q, k, v, settings | {"cap": draw(st.sampled_from([None, None, 0.7]))}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -107,6 +108,7 @@ def test_gradcheck():
     )
     assert torch.autograd.gradcheck(lambda *x: attend(*x[:3], bias=x[3], causal=True, scale=0.4), (q, k, v, bias))
     assert torch.autograd.gradcheck(lambda *x: attend(*x), (q, k, v))
+    assert torch.autograd.gradcheck(lambda *x: attend(*x[:3], bias=x[3], cap=0.5), (q, k, v, bias))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -150,6 +152,15 @@ def test_the_paths_are_what_this_file_thinks(name, kernel):
     with path(name), mock.patch.object(where, kernel, wraps=getattr(where, kernel)) as ran:
         attend(q, k, v)
     assert ran.call_count == 1
+
+
+def test_a_cap_is_chunked_as_long_texts_are():
+    """Capped scores have no kernel of PyTorch's: a few rows at a time, so that memory does not grow by S squared."""
+    q, k, v = torch.randn(3, 2, 4, 9, 8).unbind()
+    shapes = []
+    with path("fused"), mock.patch.object(attention, "_softmax", lambda x: shapes.append(x.shape) or x.softmax(-1)):
+        attend(q, k, v, causal=True, cap=2.0)
+    assert max(shape.numel() for shape in shapes) <= 20 * torch.get_num_threads()
 
 
 @pytest.mark.parametrize("T", [1, 3, 7])

@@ -8,8 +8,11 @@ from torch import nn
 
 from qkv.core.attention import Attention
 from qkv.core.cache import Cache, LayerCache, padding_bias
-from qkv.core.position import alibi, rotary
+from qkv.core.position import AlibiPosition, last_places, rotary
+from qkv.core.stack_config import StackConfig
 from qkv.errors import ConfigError, InputError
+
+ALIBI = AlibiPosition(StackConfig(dim=4, layers=1, heads=4, ffn_dim=4))
 
 
 def like_torch(dim: int, heads: int, memory_dim: int | None = None) -> tuple[Attention, nn.MultiheadAttention]:
@@ -76,7 +79,8 @@ def test_cached_equals_full(cuts, position):
 
     def look(rows: slice, cache: LayerCache | None = None) -> torch.Tensor:
         turn = rotary(torch.arange(T)[rows], 4) if position == "rotary" else None
-        bias = alibi(4, rows.stop - rows.start, rows.stop) if position == "alibi" else None
+        places = last_places(rows.stop - rows.start, rows.stop)
+        bias = ALIBI.bias(places) if position == "alibi" else None
         return attention(x[:, rows], bias=bias, causal=True, rotary=turn, cache=cache)
 
     with torch.no_grad():

@@ -10,10 +10,22 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from qkv.core.attention import rotate
-from qkv.core.position import LearnedPosition, alibi, alibi_slopes, rotary, sinusoidal, token_positions
-from qkv.core.stack_config import RotaryScaling
+from qkv.core.position import (
+    AlibiPosition,
+    LearnedPosition,
+    Places,
+    RelativePosition,
+    alibi_slopes,
+    last_places,
+    relative_buckets,
+    rotary,
+    sinusoidal,
+    token_positions,
+)
+from qkv.core.stack_config import RotaryScaling, StackConfig
 from qkv.errors import InputError
 
 
@@ -86,13 +98,32 @@ def test_rotary_turns_the_first_numbers_only():
 
 @pytest.mark.parametrize("heads", range(1, 34))
 def test_alibi_is_blooms(heads):
+    alibi = AlibiPosition(StackConfig(dim=heads, layers=1, heads=heads, ffn_dim=1)).bias
     theirs = build_alibi_tensor(torch.ones(1, 7), heads, torch.float32).view(heads, 1, 7)
     torch.testing.assert_close(alibi_slopes(heads), theirs[:, 0, 1])
-    ours = alibi(heads, 7, 7)  # theirs adds the same number to a whole row, which softmax does not see
+    ours = alibi(last_places(7, 7))  # theirs adds the same number to a whole row, which softmax does not see
     for t in range(7):
         torch.testing.assert_close(ours[:, t] - ours[:, t, :1], theirs[:, 0])
     assert (ours.diagonal(dim1=1, dim2=2) == 0).all()
-    torch.testing.assert_close(alibi(heads, 2, 7), ours[:, -2:])
+    torch.testing.assert_close(alibi(last_places(2, 7)), ours[:, -2:])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (8, 20)])
+def test_relative_buckets_are_t5s(causal, buckets, farthest):
+    distance = torch.arange(-300, 301)
+    expected = T5Attention._relative_position_bucket(distance, not causal, buckets, farthest)
+    assert relative_buckets(distance, buckets, farthest, causal=causal).equal(expected)
+    assert relative_buckets(distance, buckets, farthest, causal=not causal).ne(expected).any()
+
+
+def test_places_of_beams_that_share_a_cache():
+    """Distances are those of the steps, whatever the order in the cache."""
+    config = StackConfig(dim=4, layers=1, heads=2, ffn_dim=4, causal=True, position="relative", relative_buckets=8)
+    position = RelativePosition(config)
+    beams = Places(torch.full((2,), 3), torch.arange(4).repeat_interleave(2), in_order=False)
+    alone = position.bias(last_places(1, 4))  # (H, 1, 4)
+    assert position.bias(beams).equal(alone.repeat_interleave(2, dim=2).expand(2, 2, 8))
 
 
 def test_learned_positions():

@@ -4,7 +4,7 @@ import mmap
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkv.core.stack_config import RotaryScaling
+from qkv.core.stack_config import ACTIVATIONS, RotaryScaling
+from qkv.engine import native_runner
 from qkv.engine.native_runner import NativeRunner, _mappings
 from qkv.engine.runner import Chunk
 from qkv.errors import CheckpointError, ConfigError, InputError
@@ -42,19 +43,27 @@ FAMILIES = {
     "neox": {"position": "rotary", "rotary_dim": 4, "parallel": True, "activation": "gelu", "tied": False},
     "relu": {"position": "none", "activation": "relu", "out_bias": False, "scale": 0.3},
     "quick": {"position": "none", "activation": "quick_gelu", "parallel": True, "norm": "rms", "ffn_dim": 100},
+    "gemma": LLAMA
+    | {"norm": "rms_unit_offset", "activation": "gelu_tanh", "post_norm": True, "scaled": True, "kv_heads": 2}
+    | {"score_cap": 2.0, "logit_cap": 3.0, "windows": (20, None), "head_dim": 24},
+    "opt": {"position_offset": 2, "activation": "relu", "post_norm": True},
+    "phi": {"position": "rotary", "rotary_dim": 6, "parallel": True, "shared_norm": True},
+    "capped alibi": {"position": "alibi", "score_cap": 2.0, "qk_norm": True, "norm": "rms_unit_offset"},
 }
 DRAW = np.random.default_rng(0)
+SHAPE = {"vocab": 99, "context": 128, "dim": 64, "layers": 2, "heads": 4, "ffn_dim": 96}
+BASE = DecoderConfig(**SHAPE)
 TEXT = DRAW.integers(0, 99, 104).tolist()
 
 
 def tiny(**fields) -> tuple[DecoderConfig, dict[str, np.ndarray]]:
     """A configuration and strong weights; matrices are at least as wide as four blocks of 32."""
-    shape = {"vocab": 99, "context": 128, "dim": 64, "layers": 2, "heads": 4, "ffn_dim": 96}
-    config = DecoderConfig(**shape | fields)
+    config = DecoderConfig(**SHAPE | fields)
     weights = {}
     for name, parameter in Decoder(config).named_parameters():
         noise = DRAW.standard_normal(parameter.shape, np.float32)
-        weights[name] = 0.3 * noise if parameter.ndim > 1 else name.endswith("norm.weight") + 0.2 * noise
+        gain = name.endswith("norm.weight") and config.norm != "rms_unit_offset"
+        weights[name] = 0.3 * noise if parameter.ndim > 1 else gain + 0.2 * noise
     return config, weights
 
 
@@ -117,8 +126,59 @@ def test_a_mutation_is_seen(family):
     assert off(alone(native(wrong, plain), TEXT), decoded(config, plain, TEXT)) > 2e-3
 
 
+# Another value of every field, alone or with what it needs: the kernels compute it, or refuse it by name.
+REFUSED = ("norm_first", "embed_dim")
+ROTARY = {"position": "rotary"}
+FLIPPED = {
+    **{name: [{name: value}] for name, value in {"vocab": 120, "context": 130, "layers": 3, "ffn_dim": 100}.items()},
+    **{name: [{name: value}] for name, value in {"dim": 96, "heads": 2, "kv_heads": 2, "head_dim": 24}.items()},
+    **{name: [{name: False}] for name in ("bias", "attention_bias", "out_bias", "norm_first", "tied")},
+    **{name: [{name: True}] for name in ("gated", "post_norm", "scaled", "embed_norm", "qk_norm", "parallel")},
+    "score_cap": [{"score_cap": 2.0}],
+    "logit_cap": [{"logit_cap": 8.0}],
+    "activation": [{"activation": name} for name in ACTIVATIONS],
+    "norm": [{"norm": "rms"}, {"norm": "rms_unit_offset"}],
+    "norm_eps": [{"norm_eps": 0.1}],
+    "shared_norm": [{"shared_norm": True, "parallel": True}],
+    "embed_dim": [{"embed_dim": 32}],
+    "scale": [{"scale": 0.5}],
+    "windows": [{"windows": (None, 9)}],
+    "position": [{"position": "none"}, ROTARY, {"position": "alibi"}],
+    "position_offset": [{"position_offset": 3}],
+    "rotary_base": [ROTARY | {"rotary_base": 50.0}],
+    "rotary_dim": [ROTARY | {"rotary_dim": 6}],
+    "rotary_scaling": [ROTARY | {"rotary_scaling": STRETCHED}],
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(DecoderConfig)])
+def test_every_field_is_computed_or_refused_by_name(field):
+    for values in FLIPPED[field]:
+        config, weights = tiny(**values)
+        plain = as_kinds(weights, "F32")
+        if field in REFUSED:
+            with pytest.raises(ConfigError, match=f"do not compute {field}="):
+                native(config, plain)
+            continue
+        truth = decoded(config, plain, TEXT)
+        assert off(alone(native(config, plain), TEXT), truth) < 4e-4
+        default = replace(config, **{field: getattr(BASE, field)})
+        if config.activation == "gelu":  # too near to gelu_tanh
+            continue
+        if default != config and default.tensors == config.tensors:  # the bound sees this field
+            assert off(decoded(default, plain, TEXT), truth) > 2e-3
+
+
+def test_a_field_that_the_kernels_do_not_know_is_refused(monkeypatch):
+    """As if it had just been added to the configuration."""
+    config, weights = tiny(logit_cap=2.0)
+    monkeypatch.setattr(native_runner, "_ANY", native_runner._ANY - {"logit_cap"})
+    with pytest.raises(ConfigError, match="do not compute logit_cap=2.0"):
+        native(config, as_kinds(weights, "F32"))
+
+
 # Rows of every kind of product: enough columns for tiles, sequences that share a page, two threads.
-CONFIG, WEIGHTS = tiny(**FAMILIES["llama"] | {"windows": (None, 50)})
+CONFIG, WEIGHTS = tiny(**FAMILIES["gemma"] | {"windows": (None, 50)})
 MIXED = as_kinds(WEIGHTS, "Q4_1", "Q8_0", "Q4_0", "Q4_1", "F32")
 TEXTS = [TEXT[:i] + DRAW.integers(0, 99, 90 - i).tolist() for i in (0, 40)] * 9
 
@@ -275,7 +335,7 @@ def test_weights_that_do_not_fit_are_refused():
 
 def test_what_the_kernels_do_not_have_is_refused():
     config, weights = tiny(norm_first=False)
-    with pytest.raises(ConfigError, match="norm_first"):
+    with pytest.raises(ConfigError, match="do not compute norm_first=False"):
         native(config, as_kinds(weights, "F32"))
     for options in ({"memory": 100}, {"threads": 0}, {"threads": 1000}):
         with pytest.raises(ConfigError):

@@ -25,6 +25,9 @@ KINDS = {
     "rotary": {"position": "rotary", "kv_heads": 2, "norm": "rms", "gated": True, "qk_norm": True, "tied": False},
     "parallel": {"position": "rotary", "rotary_dim": 4, "parallel": True},
     "none": {"position": "none"},
+    "capped": {"score_cap": 1.0, "logit_cap": 2.0, "post_norm": True, "norm": "rms_unit_offset", "scaled": True},
+    "shared norm": {"position": "rotary", "parallel": True, "shared_norm": True, "out_bias": False},
+    "narrow": {"embed_dim": 16, "norm_first": False, "position_offset": 2, "embed_norm": True, "tied": False},
 }
 
 
@@ -35,6 +38,13 @@ def decoder(kind: str, seed: int = 0) -> Decoder:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_list_of_its_tensors(kind):
+    """What GGUF's reader and the compiled kernels expect is what the module has."""
+    config = DecoderConfig(**SMALL | KINDS[kind])
+    assert config.tensors == {name: tuple(tensor.shape) for name, tensor in Decoder(config).state_dict().items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,7 +19,7 @@ def set_stack(model, **values):
 
 
 def no_alibi(model, monkeypatch):
-    monkeypatch.setattr("qkv.core.stack.alibi", lambda *shape, device: position.alibi(*shape, device=device) * 0)
+    model.stack.position = position.Position()
 
 
 def alibi_slopes_of_a_power_of_two(model, monkeypatch):
@@ -44,15 +44,15 @@ def scale(model, monkeypatch):
 
 
 def rotary_base(model, monkeypatch):
-    set_stack(model, rotary_base=model.stack.config.rotary_base / 2)
+    model.stack.position.base /= 2
 
 
 def rotary_unscaled(model, monkeypatch):
-    set_stack(model, rotary_scaling=None)
+    model.stack.position.scaling = None
 
 
 def all_of_each_head_turns(model, monkeypatch):
-    set_stack(model, rotary_dim=None)
+    model.stack.position.dim = model.stack.config.head_width
 
 
 def key_value_groups_swapped(model, monkeypatch):
@@ -90,17 +90,19 @@ def learned_positions_off_by_one(model, monkeypatch):
 
 
 def new_token_off_by_one(model, monkeypatch):
-    def late(positions, dim, **options):
-        return position.rotary(positions + (positions.shape[-1] == 1), dim, **options)
+    turn = model.stack.position.rotary
 
-    monkeypatch.setattr("qkv.core.stack.rotary", late)
+    def late(places):
+        return turn(places._replace(tokens=places.tokens + (places.tokens.shape[-1] == 1)))
+
+    model.stack.position.rotary = late
 
 
 def padding_counts(model, monkeypatch):
     def counted(mask, T):
         return torch.arange(mask.shape[1])[None, -T:].expand(len(mask), -1)
 
-    monkeypatch.setattr("qkv.models.decoder.token_positions", counted)
+    monkeypatch.setattr("qkv.core.position.token_positions", counted)
 
 
 def unmasked(model, monkeypatch):

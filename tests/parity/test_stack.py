@@ -7,10 +7,9 @@ import torch
 from transformers import BloomConfig, BloomModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 from transformers.models.llama import modeling_llama
 
-from qkv.core import stack as module
 from qkv.core.attention import rotate
 from qkv.core.cache import Cache
-from qkv.core.position import alibi
+from qkv.core.position import Position
 from qkv.core.stack import Stack, StackConfig
 from qkv.weights.tables import Row, Table, Transform, fused, transposed
 
@@ -199,7 +198,7 @@ def gate_and_up_swapped(stack, monkeypatch):
 
 
 def rotary_base(stack, monkeypatch):
-    object.__setattr__(stack.config, "rotary_base", 10_000.0)
+    stack.position.base = 10_000.0
 
 
 def interleaved_rotary(stack, monkeypatch):
@@ -216,7 +215,7 @@ def shared_heads_in_another_order(stack, monkeypatch):
 
 
 def no_alibi(stack, monkeypatch):
-    monkeypatch.setattr(module, "alibi", lambda heads, T, S, device: alibi(heads, T, S) * 0)
+    stack.position = Position()
 
 
 def exact_gelu(stack, monkeypatch):
