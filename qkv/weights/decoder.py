@@ -16,13 +16,17 @@ from qkv.weights.bloom import BLOOM
 from qkv.weights.configs import write_json
 from qkv.weights.family import Family, Published
 from qkv.weights.folder import Folder, write_tensors
+from qkv.weights.gemma import GEMMA, GEMMA2
 from qkv.weights.gpt import GPT2, GPT_NEO
 from qkv.weights.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from qkv.weights.load import export_weights, load_module
 from qkv.weights.neox import NEOX
+from qkv.weights.opt import OPT
 from qkv.weights.quantised import Blocks
 
-FAMILIES = {family.name: family for family in (GPT2, GPT_NEO, BLOOM, LLAMA, MISTRAL, QWEN2, QWEN3, NEOX)}
+FAMILIES = {
+    family.name: family for family in (GPT2, GPT_NEO, BLOOM, LLAMA, MISTRAL, QWEN2, QWEN3, NEOX, OPT, GEMMA, GEMMA2)
+}
 
 
 def find_family(published: Published) -> Family:

@@ -71,12 +71,13 @@ class Family:
     def published(self, config: DecoderConfig) -> dict[str, Any]:
         """The config.json of `config`. ConfigError if this family cannot say all of it."""
         config = explicit(config)
-        spelled = {"architectures": [self.architecture], **self.keys.published(config), **self.write(config)}
+        spelled = {"architectures": [self.architecture], **self.keys.published(config)}
         spelled |= {
             key: "gelu_new" if config.activation == "gelu_tanh" else config.activation
             for key, ours in self.keys.fields.items()
             if ours == "activation"
         }
+        spelled |= self.write(config)
         again = self.config(spelled)
         if again != config:
             here, there = dataclasses.asdict(config), dataclasses.asdict(again)

@@ -32,7 +32,7 @@ TABLE = Table(
     ignored=["model.layers.{}.self_attn.rotary_emb.inv_freq"],
 )
 
-_VALUES = {
+VALUES = {
     "activation": "silu",
     "gated": True,
     "bias": False,
@@ -41,7 +41,7 @@ _VALUES = {
     "norm": "rms",
     "position": "rotary",
 }
-_FIELDS = {key: ours for key, ours in FIELDS.items() if ours != "norm_eps"} | {
+LLAMA_FIELDS = {key: ours for key, ours in FIELDS.items() if ours != "norm_eps"} | {
     "num_key_value_heads": "kv_heads",
     "head_dim": "head_dim",
     "rms_norm_eps": "norm_eps",
@@ -69,16 +69,16 @@ _GLOBAL = {"sliding_window": (None,), "use_sliding_window": (None, False), "laye
 
 
 def _keys(name: str, absent: Published, **more: str) -> Keys:
-    return Keys(fields=_FIELDS | more, fixed={"model_type": (name,)}, absent=absent)
+    return Keys(fields=LLAMA_FIELDS | more, fixed={"model_type": (name,)}, absent=absent)
 
 
-def _read_biased(published: Published) -> dict[str, Any]:
+def read_biased(published: Published) -> dict[str, Any]:
     """attention_bias speaks of all four projections."""
     biased = published.get("attention_bias", False)
     return read_rotary(published) | {"attention_bias": biased, "out_bias": biased}
 
 
-def _write_biased(config: DecoderConfig) -> Published:
+def write_biased(config: DecoderConfig) -> Published:
     return {**write_rotary(config), "attention_bias": config.attention_bias}
 
 
@@ -118,10 +118,10 @@ def _write_layered(config: DecoderConfig) -> Published:
 LLAMA = Family(
     architecture="LlamaForCausalLM",
     keys=_keys("llama", _SIZES, mlp_bias="bias"),
-    values=_VALUES,
+    values=VALUES,
     table=lambda config: TABLE,
-    read=_read_biased,
-    write=_write_biased,
+    read=read_biased,
+    write=write_biased,
     refused=_GLOBAL,
 )
 MISTRAL = Family(
@@ -132,7 +132,7 @@ MISTRAL = Family(
         | {"intermediate_size": 14_336, "max_position_embeddings": 131_072, "num_key_value_heads": 8}
         | {"sliding_window": 4096},
     ),
-    values=_VALUES,
+    values=VALUES,
     table=lambda config: TABLE,
     read=_read_mistral,
     write=_write_mistral,
@@ -141,7 +141,7 @@ MISTRAL = Family(
 QWEN2 = Family(
     architecture="Qwen2ForCausalLM",
     keys=_keys("qwen2", _QWEN_SIZES),
-    values=_VALUES | {"attention_bias": True},
+    values=VALUES | {"attention_bias": True},
     table=lambda config: TABLE,
     read=lambda published: {**read_rotary(published), **_read_layered(published)},
     write=lambda config: {**write_rotary(config), **_write_layered(config)},
@@ -149,8 +149,8 @@ QWEN2 = Family(
 QWEN3 = Family(
     architecture="Qwen3ForCausalLM",
     keys=_keys("qwen3", _QWEN_SIZES | {"head_dim": 128}),
-    values=_VALUES | {"qk_norm": True},
+    values=VALUES | {"qk_norm": True},
     table=lambda config: TABLE,
-    read=lambda published: {**_read_biased(published), **_read_layered(published)},
-    write=lambda config: {**_write_biased(config), **_write_layered(config)},
+    read=lambda published: {**read_biased(published), **_read_layered(published)},
+    write=lambda config: {**write_biased(config), **_write_layered(config)},
 )

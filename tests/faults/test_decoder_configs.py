@@ -21,6 +21,7 @@ from qkv.weights.folder import Folder
 
 SMALL = {"vocab": 20, "context": 8, "dim": 16, "layers": 2, "heads": 2, "ffn_dim": 24}
 RMS = {"norm": "rms", "gated": True, "activation": "silu", "bias": False, "attention_bias": False, "out_bias": False}
+GEMMA = {"position": "rotary", "norm": "rms_unit_offset", "activation": "gelu_tanh", "scaled": True}
 KINDS = {
     "gpt2": {},
     "gpt_neo": {"scale": 1.0, "attention_bias": False, "windows": (None, 4)},
@@ -30,6 +31,9 @@ KINDS = {
     "qwen2": {**RMS, "position": "rotary", "attention_bias": True},
     "qwen3": {**RMS, "position": "rotary", "qk_norm": True, "windows": (None, 4)},
     "gpt_neox": {"position": "rotary", "rotary_dim": 4, "parallel": True, "activation": "gelu", "tied": False},
+    "opt": {"position_offset": 2, "activation": "relu"},
+    "gemma": {**RMS, **GEMMA},
+    "gemma2": {**RMS, **GEMMA, "post_norm": True, "score_cap": 5.0, "scale": 0.25, "windows": (4, None)},
 }
 HUGE, NAN = 10**12, math.nan
 
@@ -174,6 +178,20 @@ IMPOSSIBLE = {
         ({"layer_types": ["full_attention", {}]}, "must hold full_attention or sliding_attention for 2 layers"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "must hold full_attention or sliding_attention"),
     ],
+    "opt": [
+        ({"word_embed_proj_dim": 0}, "embed_dim=0 is out of range"),
+        ({"enable_bias": "yes"}, "bias='yes' is not true or false"),
+        ({"num_attention_heads": 3}, "dim=16 is not divisible by heads=3"),
+    ],
+    "gemma": [({"hidden_act": "gelu_exact"}, "unknown activation")],
+    "gemma2": [
+        ({"attn_logit_softcapping": 0}, "score_cap=0.0 is out of range"),
+        ({"final_logit_softcapping": NAN}, "logit_cap=nan is not a number or none"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0 is out of range"),
+        ({"sliding_window": -1}, "windows has -1"),
+        ({"layer_types": ["full_attention"]}, "layer_types=.* must hold sliding_attention or full_attention"),
+        ({"num_hidden_layers": 10**9, "layer_types": None}, "num_hidden_layers=1000000000 is out of range"),
+    ],
     "gpt_neox": [
         ({"rotary_pct": 0.4}, "rotary_dim=3 must be even and at most the head's width, 8"),
         ({"rotary_pct": 0.1}, "rotary_dim=0 must be even"),
@@ -217,6 +235,10 @@ NOT_OURS = [  # real keys of real checkpoints that mean something else than what
     ("gpt2", {"add_cross_attention": True}),
     ("bloom", {"apply_residual_connection_post_layernorm": True}),
     ("gpt_neox", {"attention_bias": False}),
+    ("opt", {"layer_norm_elementwise_affine": False}),
+    ("opt", {"_remove_final_layer_norm": True}),
+    ("gemma", {"use_bidirectional_attention": True}),
+    ("gemma2", {"use_bidirectional_attention": True}),
 ]
 
 

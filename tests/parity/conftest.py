@@ -97,6 +97,7 @@ SHAPE = {
     **{"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96},
     **{"vocab_size": 50, "max_position_embeddings": 32},
 }
+OPT = {key: value for key, value in SHAPE.items() if key != "intermediate_size"} | {"ffn_dim": 96}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 DECODERS = {  # name -> transformers' model_type and what its configuration has beyond its defaults
     "gpt2": ("gpt2", {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 50, "n_positions": 32}),
@@ -131,6 +132,22 @@ DECODERS = {  # name -> transformers' model_type and what its configuration has 
         "gpt_neox",
         SHAPE | {"use_parallel_residual": False, "tie_word_embeddings": True, "rotary_pct": 0.5},
     ),
+    "opt": ("opt", OPT),
+    "opt, unbiased": ("opt", OPT | {"enable_bias": False, "tie_word_embeddings": False, "activation_function": "gelu"}),
+    "opt 350m": ("opt", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 24}),
+    "gemma": ("gemma", SHAPE | {"num_key_value_heads": 1, "head_dim": 24}),
+    "gemma 2": (
+        "gemma2",
+        SHAPE
+        | {"num_key_value_heads": 2, "head_dim": 24, "query_pre_attn_scalar": 20, "sliding_window": 4}
+        | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 30.0},
+    ),
+    "gemma 2, uncapped": (
+        "gemma2",
+        SHAPE
+        | {"num_key_value_heads": 4, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 4}
+        | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": ["full_attention"] * 3},
+    ),
 }
 
 
@@ -146,9 +163,12 @@ def decoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Simple
         ends = {"bos_token_id": 0, "eos_token_id": 1}
         config = transformers.AutoConfig.for_model(model_type, **options, **ends)
         theirs = strong(transformers.AutoModelForCausalLM.from_config(config))
-        if model_type == "gpt_neo":  # it takes its scores in float32 even where it runs in float64
-            module = sys.modules[type(theirs).__module__]
+        module = sys.modules[type(theirs).__module__]
+        if model_type in ("gpt_neo", "gemma", "gemma2"):  # scores in float32 even where it runs in float64
             vars(module)["torch"] = SimpleNamespace(**{**vars(torch), "float32": torch.float64})
+        if model_type in ("gemma", "gemma2"):  # norms too
+            norm = getattr(module, f"{model_type.capitalize()}RMSNorm")
+            norm.forward = lambda self, x: self._norm(x) * (1 + self.weight)
         folder = tmp_path_factory.mktemp("decoder") / "theirs"
         theirs.save_pretrained(folder)
         ours = load_decoder(Folder(folder))

@@ -4,6 +4,12 @@ left-padded batches."""
 import pytest
 import torch
 
+from qkv.engine.native_runner import NativeRunner
+from qkv.engine.runner import Chunk
+from qkv.errors import ConfigError
+from qkv.kernels import build
+from qkv.weights.decoder import as_blocks
+
 IDS = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[1] * 12, [0] * 5 + [1] * 7]).bool()  # left-padded, as for generation
 CUTS = {"full": (12,), "chunks": (5, 6, 12), "token by token": tuple(range(1, 13))}
@@ -34,3 +40,21 @@ def compare(parity, pair, mask=None, cuts=(12,)):
 @pytest.mark.parametrize("padded", [False, True])
 def test_logits(any_decoder, cuts, padded, decoders, parity):
     compare(parity, decoders(any_decoder), MASK if padded else None, CUTS[cuts])
+
+
+@pytest.mark.skipif(build.available() is not None, reason=str(build.available()))
+@torch.no_grad()
+def test_on_the_compiled_kernels(any_decoder, decoders):
+    """Within what keys and values of 16 bits cost, cut in the middle; the one that they do not compute is refused."""
+    pair = decoders(any_decoder)
+    if any_decoder == "opt 350m":
+        with pytest.raises(ConfigError, match="do not compute norm_first=False"):
+            NativeRunner(*as_blocks(pair.ours), memory=1 << 20, threads=1)
+        return
+    runner = NativeRunner(*as_blocks(pair.ours), memory=1 << 20, threads=1)
+    for ids in IDS.tolist():
+        (first,) = runner.step([Chunk(ids[:7], 0, [0], 7)])
+        (rest,) = runner.step([Chunk(ids[7:], 7, [0], 5)])
+        found = torch.cat((torch.from_numpy(first), torch.from_numpy(rest)))
+        expected = pair.theirs(torch.tensor([ids])).logits[0]
+        assert (found - expected).abs().max() < 1e-3 * expected.abs().max()

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from qkv.core import position
+from qkv.core.norm import UnitOffsetRMSNorm
 
 IDS = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[1] * 12, [0] * 5 + [1] * 7]).bool()
@@ -62,7 +63,8 @@ def key_value_groups_swapped(model, monkeypatch):
 
 
 def one_post_norm(model, monkeypatch):
-    model.stack.blocks[1].norm_first = False
+    block = model.stack.blocks[1]
+    block.norm_first = not block.norm_first
 
 
 def one_after_the_other(model, monkeypatch):
@@ -122,6 +124,31 @@ def windows_in_the_other_layers(model, monkeypatch):
     set_stack(model, windows=model.stack.config.windows[::-1])
 
 
+def uncapped_scores(model, monkeypatch):
+    for block in model.stack.blocks:
+        block.attention.cap = None
+
+
+def uncapped_logits(model, monkeypatch):
+    object.__setattr__(model.config, "logit_cap", None)
+
+
+def unscaled_embeddings(model, monkeypatch):
+    object.__setattr__(model.config, "scaled", False)
+
+
+def no_post_norm(model, monkeypatch):
+    model.stack.blocks[1].ffn_post_norm = torch.nn.Identity()
+
+
+def gains_are_whole(model, monkeypatch):
+    monkeypatch.setattr(UnitOffsetRMSNorm, "forward", torch.nn.RMSNorm.forward)
+
+
+def no_last_norm(model, monkeypatch):
+    model.stack.norm = torch.nn.LayerNorm(64) if model.stack.norm is None else None
+
+
 EVERYWHERE = [scale, one_post_norm, activation, unmasked, padding_is_seen]
 MUTATIONS = {
     "gpt2": [*EVERYWHERE, learned_positions_off_by_one, padding_counts, one_after_the_other],
@@ -132,6 +159,13 @@ MUTATIONS = {
     "llama 3": [*EVERYWHERE, rotary_base, rotary_unscaled, key_value_groups_swapped],
     "mistral": [*EVERYWHERE, rotary_base, key_value_groups_swapped, window_one_too_wide],
     "qwen 3": [*EVERYWHERE, rotary_base, key_value_groups_swapped, no_head_norm],
+    "opt": [*EVERYWHERE, learned_positions_off_by_one, padding_counts, no_last_norm],
+    "opt 350m": [*EVERYWHERE, learned_positions_off_by_one, no_last_norm],
+    "gemma": [*EVERYWHERE, unscaled_embeddings, gains_are_whole, rotary_base],
+    "gemma 2": [
+        *(*EVERYWHERE, unscaled_embeddings, gains_are_whole, no_post_norm, uncapped_scores, uncapped_logits),
+        *(key_value_groups_swapped, window_one_too_wide, windows_in_the_other_layers),
+    ],
     "pythia": [
         *(scale, unmasked, padding_is_seen, tanh_activation, rotary_base, all_of_each_head_turns),
         *(one_after_the_other, projections_stacked_one_after_another),

@@ -18,6 +18,7 @@ LLAMA = {"norm": "rms", "gated": True, "activation": "silu", "bias": False, "att
     "out_bias": False,
     "position": "rotary",
 }
+GEMMA = {"norm": "rms_unit_offset", "scaled": True, "activation": "gelu_tanh"}
 FITS = [
     ({}, "gpt2"),
     ({"tied": False, "activation": "relu"}, "gpt2"),
@@ -32,6 +33,10 @@ FITS = [
     (LLAMA | {"qk_norm": True, "windows": (5, None)}, "qwen3"),
     ({"position": "rotary", "rotary_dim": 2, "activation": "gelu", "parallel": True}, "gpt_neox"),
     ({"position": "rotary", "activation": "gelu"}, "gpt_neox"),
+    ({"position_offset": 2, "activation": "relu"}, "opt"),
+    ({"position_offset": 2, "norm_first": False, "embed_dim": 6, "tied": False}, "opt"),
+    (LLAMA | GEMMA, "gemma"),
+    (LLAMA | GEMMA | {"post_norm": True, "windows": (3, None), "logit_cap": 30.0, "scale": 0.25}, "gemma2"),
 ]
 
 
@@ -59,6 +64,8 @@ NOWHERE = [
     (DecoderConfig(**SMALL | LLAMA | {"qk_norm": True, "windows": (4, 5)}), "windows="),
     (DecoderConfig(**SMALL | LLAMA | {"rotary_dim": 2}), "rotary_dim=2"),
     (PRESETS["gpt3-small"], "windows="),
+    (DecoderConfig(**SMALL | LLAMA | GEMMA | {"activation": "gelu"}), "gemma models .* activation=gelu"),
+    (DecoderConfig(**SMALL | LLAMA | {"parallel": True, "shared_norm": True}), "shared_norm=True"),
 ]
 
 
