@@ -68,8 +68,8 @@ def data_emblem(
 def _pack(path: Path, *, progress: bool) -> None:
     from lab.train.latents import pack
     from qkv.registry import resolve
-    from qkv.weights.diffusers import load_vae
     from qkv.weights.folder import Folder
+    from qkv.weights.vae import load_vae
 
     pack(load_vae(Folder(resolve("emblem"))).float(), path, progress=progress)
 

@@ -20,8 +20,9 @@ from qkv.pictures.sheet import contact_sheet, to_images
 from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.objectives import autoencoding
 from qkv.train.recipes import Context, freeze
-from qkv.weights.diffusers import load_vae, published_vae, save_component
+from qkv.weights.diffusers import save_component
 from qkv.weights.folder import Folder
+from qkv.weights.vae import load_vae, published_vae
 
 
 @dataclass(frozen=True, kw_only=True)

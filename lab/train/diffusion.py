@@ -26,15 +26,17 @@ from qkv.pictures.sheet import contact_sheet, to_images
 from qkv.sample.denoise import sample
 from qkv.sample.predict import Condition, Network, guided, predict
 from qkv.sample.schedules import alphas_bar
-from qkv.text.tokenizer import CONTEXT, Tokenizer
+from qkv.text.tokenizer import Tokenizer
+from qkv.text.tokenizer_files import CONTEXT
 from qkv.text.weighting import Segment
 from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.objectives import denoising
 from qkv.train.recipes import Context, freeze
 from qkv.weights.clip import load_clip, load_text_tower, published_text_tower
 from qkv.weights.configs import write_json
-from qkv.weights.diffusers import load_latent_diffusion, load_vae, save_component, save_latent_diffusion
+from qkv.weights.diffusers import load_latent_diffusion, save_component, save_latent_diffusion
 from qkv.weights.folder import Folder
+from qkv.weights.vae import load_vae
 
 SHOWN = (
     "a dog, 3d style",

@@ -32,8 +32,8 @@ from qkv.text.tokenizer import Tokenizer
 from qkv.train.batch import to_device
 from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.recipes import Context
-from qkv.weights.diffusers import load_vae
 from qkv.weights.folder import Folder
+from qkv.weights.vae import load_vae
 
 HELD = 4  # asking the tower as it was about every caption would take a fifth of a step
 

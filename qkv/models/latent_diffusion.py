@@ -5,7 +5,9 @@ own; this file only says what belongs together and how the U-Net is asked. The w
 picture is told in tasks/draw.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +21,11 @@ from qkv.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class LatentDiffusion:
-    """Everything between a prompt and a picture; `name` is what results call it."""
+    """Everything between a prompt and a picture; `name` is what results call it.
+
+    `files` are the configurations that it was read from, for an export; `warnings` what they say that is not honoured,
+    for every result.
+    """
 
     name: str
     tokenizer: Tokenizer
@@ -27,6 +33,13 @@ class LatentDiffusion:
     unet: UNet
     vae: VAE
     noise: NoiseConfig
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def context(self) -> int:
+        """How many tokens the text tower is given at once."""
+        return min(self.text.config.context, self.tokenizer.context or self.text.config.context)
 
     @property
     def size(self) -> int:

@@ -63,6 +63,7 @@ class Sampler(NamedTuple):
     calls: Callable[[int], int] = int  # network calls that so many steps cost
     scaled_start: bool = False  # begins at sigma * noise
     zero_terminal_snr: bool = True  # can begin where alpha is 0
+    clips: bool = False  # clamps every guess to the model's `clip`, if it has one
 
 
 def move(x: Tensor, clean: Tensor, here: Level, there: Level) -> Tensor:
@@ -193,6 +194,10 @@ def _karras(config: NoiseConfig, steps: int) -> list[Level]:
     return schedules.solver(replace(config, karras=True), steps)
 
 
+def _not_karras(config: NoiseConfig, steps: int) -> list[Level]:
+    return schedules.continuous(replace(config, karras=False), steps)
+
+
 def _two_a_step(steps: int) -> int:
     return 2 * steps - 1  # the last step has one end only
 
@@ -204,16 +209,16 @@ def _one_more(steps: int) -> int:
 _fresh = partial(ddim, eta=1.0)
 
 SAMPLERS: dict[SamplerName, Sampler] = {
-    "ddpm": Sampler(_fresh, schedules.ancestral, stochastic=True),
-    "ddim": Sampler(ddim, schedules.grid),
+    "ddpm": Sampler(_fresh, schedules.ancestral, stochastic=True, clips=True),
+    "ddim": Sampler(ddim, partial(schedules.grid, clean=True), clips=True),
     "pndm": Sampler(pndm, schedules.grid, calls=_one_more, zero_terminal_snr=False),
     "euler": Sampler(ddim, schedules.continuous, scaled_start=True),
-    "euler_ancestral": Sampler(_fresh, schedules.continuous, stochastic=True, scaled_start=True),
-    "heun": Sampler(heun, schedules.continuous, calls=_two_a_step, scaled_start=True),
+    "euler_ancestral": Sampler(_fresh, _not_karras, stochastic=True, scaled_start=True),
+    "heun": Sampler(heun, schedules.continuous, calls=_two_a_step, scaled_start=True, clips=True),
     "dpmpp_2m": Sampler(dpmpp_2m, schedules.solver),
     "dpmpp_2m_karras": Sampler(dpmpp_2m, _karras),
     "unipc": Sampler(unipc, schedules.solver),
-    "lcm": Sampler(lcm, schedules.consistency, stochastic=True),
+    "lcm": Sampler(lcm, schedules.consistency, stochastic=True, clips=True),
     "flow_euler": Sampler(ddim, schedules.flow, predictions=("flow",)),
 }
 
@@ -266,4 +271,9 @@ def sample(
     # k-diffusion's samplers begin at alpha * 0 + sigma * noise; the others keep the variance 1 that a noisy latent
     # has. Their first row is not the noisiest with the leading spacing, and diffusers keeps it there as well.
     scale = rows[0].sigma if row.scaled_start and config.spacing != "leading" else 1.0
-    return run(denoised, at_least_float32(x) * scale, rows, noise)
+    bound = config.clip if row.clips else None
+    return run(_clipped(denoised, bound), at_least_float32(x) * scale, rows, noise)
+
+
+def _clipped(denoised: Denoised, bound: float | None) -> Denoised:
+    return denoised if bound is None else lambda x, level: denoised(x, level).clamp(-bound, bound)

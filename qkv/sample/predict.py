@@ -29,20 +29,19 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def predict(network: Network, config: NoiseConfig) -> Denoised:
-    """`denoised(x, level)` of a network that predicts `config.prediction`, clamped to `config.clip`."""
+    """`denoised(x, level)` of a network that predicts `config.prediction`."""
 
     def denoised(x: Tensor, level: Level) -> Tensor:
         out = at_least_float32(network(x, level.time))
         match config.prediction:
             case "epsilon":
-                clean = (x - level.sigma * out) / level.alpha
+                return (x - level.sigma * out) / level.alpha
             case "v":
-                clean = level.alpha * x - level.sigma * out
+                return level.alpha * x - level.sigma * out
             case "flow":
-                clean = x - level.sigma * out
+                return x - level.sigma * out
             case "sample":
-                clean = out
-        return clean if config.clip is None else clean.clamp(-config.clip, config.clip)
+                return out
 
     return denoised
 

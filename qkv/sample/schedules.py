@@ -59,10 +59,12 @@ def alphas_bar(config: NoiseConfig) -> Array:
     return bar
 
 
-def grid(config: NoiseConfig, steps: int) -> list[Level]:
-    """DDIM's and PNDM's schedule: whole training steps; the end is clean, or step 0 where the model says so."""
+def grid(config: NoiseConfig, steps: int, *, clean: bool = False) -> list[Level]:
+    """DDIM's and PNDM's schedule: whole training steps; the end is clean or step 0, and `clean` where the model does
+    not say which."""
     bar = alphas_bar(config)
-    end = CLEAN if config.final_alpha_one else Level(0.0, bar[0] ** 0.5, (1 - bar[0]) ** 0.5)
+    clean = clean if config.final_alpha_one is None else config.final_alpha_one
+    end = CLEAN if clean else Level(0.0, bar[0] ** 0.5, (1 - bar[0]) ** 0.5)
     return [*_on_grid(bar, _times(config, steps, config.spacing or "leading")), end]
 
 

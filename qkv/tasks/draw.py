@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from qkv import device as devices
 from qkv.core.record import record
-from qkv.errors import CheckpointError, InputError
+from qkv.errors import CheckpointError, ConfigError, InputError
 from qkv.loaded.drawer import Ready, make_ready
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.pictures.attention_map import AttentionMaps, heat_sheet
@@ -123,7 +123,7 @@ def _draw_all(
 
 def read(model: LatentDiffusion, prompt: str, negative: str) -> tuple[Prompt, Tensor, Tensor]:
     """The prompt's words, and what the U-Net reads of both texts: (1, S, M) each, equally long."""
-    context = model.text.config.context
+    context = model.context
     both = [model.tokenizer.chunks(parse(text), context) for text in (prompt, negative)]
     chunks = max(len(text.ids) for text in both)
     empty = model.tokenizer.chunks([], context)
@@ -216,7 +216,7 @@ def _settle(request: Request, ready: Ready) -> tuple[Settings, list[str]]:
         seed=0,
         model=str(request.model),
         fingerprint=ready.fingerprint,
-        sampler=request.sampler or model.noise.sampler,
+        sampler=_sampler(request, model),
         steps=defaults.steps if request.steps is None else request.steps,
         guidance=float(defaults.guidance if request.guidance is None else request.guidance),
         eta=float(request.eta),
@@ -230,7 +230,7 @@ def _settle(request: Request, ready: Ready) -> tuple[Settings, list[str]]:
     levels(model.noise, settings.sampler, settings.steps)
     if settings.eta and settings.sampler != "ddim":
         raise InputError(f"eta={settings.eta:g} with sampler {settings.sampler}: only ddim takes eta")
-    warnings = []
+    warnings = list(model.warnings)
     if settings.size != (model.size, model.size):
         given, trained = "{}x{}".format(*settings.size), f"{model.size}x{model.size}"
         warnings.append(f"size: {given} is not the {trained} that the model was trained at; shapes may repeat or break")
@@ -240,6 +240,13 @@ def _settle(request: Request, ready: Ready) -> tuple[Settings, list[str]]:
             "set guidance above 1"
         )
     return settings, warnings
+
+
+def _sampler(request: Request, model: LatentDiffusion) -> str:
+    """The one that is asked for, or the authors' choice. ConfigError where that cannot be followed."""
+    if sampler := request.sampler or model.noise.sampler:
+        return sampler
+    raise ConfigError(f"{model.noise.refused}; name a sampler, such as euler, to draw with another")
 
 
 def _latent_size(model: LatentDiffusion, settings: Settings) -> tuple[int, int]:

@@ -1,44 +1,44 @@
-r"""CLIP's tokenizer: prompts to token ids and back to the folder layout that Stable Diffusion publishes.
+r"""CLIP's tokenizer: prompts to token ids. Its files are read and written in `tokenizer_files`.
 
 Byte-level byte-pair encoding (Sennrich et al. 2016, section 3.2; Radford et al. 2021, section 2.4):
 NFC, runs of whitespace to one space, lower case; letters, single digits and runs of other characters
 are words; a word's UTF-8 bytes are merged pair by pair, and its last symbol carries `</w>`.
 
-The merging is Hugging Face's `tokenizers`. Only the vocabulary and the merges are read from a folder,
-never its patterns or processors: the rules above are CLIP's, and a hostile pattern is never run.
+The merging is Hugging Face's `tokenizers`. Tokens that were added behind the vocabulary are found first and
+never cut. Where one stands for several vectors (textual inversion, 2208.01618: `<toy>`, `<toy>_1`, ...), its
+first name in a prompt means all of them.
+
 Control tokens are not registered with the encoder, so a prompt that spells `<|endoftext|>` is plain
 text and can't end the sequence. The same holds for Stable Diffusion 2's padding token `!`, which
 transformers cuts out of prompts as a special token and CLIP's own tokenizer does not.
 
-Left out: tokens added behind the vocabulary (textual inversion), and decoding.
+Left out: decoding.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby, takewhile
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from qkv.errors import CheckpointError, InputError, OutputError, shorten
+from qkv.errors import CheckpointError, InputError, shorten
+from qkv.text.tokenizer_files import BOS, CONTEXT, END, EOS, Files, read_files, write_files
+from qkv.text.vocabulary import backend_token
 from qkv.text.weighting import Segment, check_length
 from qkv.text.words import valid_text
 
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-CONTEXT = 77  # positions of every published CLIP text encoder
-MAX_BYTES = 16 << 20  # a file of the folder; the published ones have 1 to 4 MB
 MAX_CHUNKS = 32  # a prompt
 
-_END = "</w>"
 _WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # in CLIP's order: "!" is the first
-_ALPHABET = [*_BYTES, *(symbol + _END for symbol in _BYTES)]
+_ALPHABET = [*_BYTES, *(symbol + END for symbol in _BYTES)]
 _COMMA_REACH = 20  # how many tokens back a full chunk may be cut at a comma, as in the web UI
 
 
@@ -59,57 +59,49 @@ class _Token(NamedTuple):
 
 
 class Tokenizer:
-    """CLIP's rules over one vocabulary and its merges.
+    """CLIP's rules over one vocabulary, its merges and its added tokens.
 
     Raises CheckpointError where they do not fit together: an id that is no number or twice there, a
     merge of unknown symbols, a missing byte (whose text would be lost) or control token.
     """
 
-    def __init__(
-        self,
-        vocab: Mapping[str, int],
-        merges: Sequence[tuple[str, str]],
-        *,
-        bos: str = BOS,
-        eos: str = EOS,
-        pad: str = EOS,
-    ) -> None:
-        _check(vocab, merges, (bos, eos, pad))
-        self.bos, self.eos, self.pad = bos, eos, pad
-        self._ids, self._merges = dict(vocab), list(merges)
-        self._encoder = _encoder(models.BPE(vocab=self._ids, merges=self._merges, end_of_word_suffix=_END))
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._ids = {**{token.content: token.id for token in files.added}, **files.vocab}
+        _check(self._ids, files.merges, (files.bos, files.eos, files.pad))
+        # The added ones stand in the vocabulary too, for there the encoder finds their ids.
+        self._encoder = _encoder(models.BPE(vocab=self._ids, merges=list(files.merges), end_of_word_suffix=END))
+        self._encoder.add_tokens([backend_token(token) for token in files.added])
+        self._following = {self._ids[token.content]: self._parts(token.content) for token in files.added}
+
+    def _parts(self, name: str) -> list[int]:
+        """The further vectors of an added token."""
+        names = takewhile(self._ids.__contains__, (f"{name}_{i}" for i in count(1)))
+        return [self._ids[part] for part in names]
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """From a published folder: tokenizer.json, or vocab.json and merges.txt; raises CheckpointError."""
-        file = folder / "tokenizer.json"
-        if file.is_file():
-            vocab, merges = _read_tokenizer_json(file)
-        else:
-            file = folder / "vocab.json"
-            vocab, merges = _read_json(file), _read_merges(folder / "merges.txt")
+        """From a published folder: tokenizer.json, or vocab.json and merges.txt. CheckpointError, ConfigError."""
+        files = read_files(folder)
         try:
-            return cls(vocab, merges, **_read_control_tokens(folder))
+            return cls(files)
         except CheckpointError as error:
-            raise CheckpointError(f"{file}: {error}") from error
+            whole = folder / "tokenizer.json"
+            raise CheckpointError(f"{whole if whole.is_file() else folder / 'vocab.json'}: {error}") from error
 
     def save(self, folder: Path) -> None:
-        """Writes vocab.json, merges.txt and their configuration, as transformers' CLIPTokenizer reads them."""
-        control = {"bos_token": self.bos, "eos_token": self.eos, "unk_token": self.eos, "pad_token": self.pad}
-        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT, **control}
-        merges = "".join(f"{left} {right}\n" for left, right in self._merges)
-        texts = {
-            "vocab.json": json.dumps(self._ids, ensure_ascii=False),
-            "merges.txt": f"#version: 0.2\n{merges}",
-            "tokenizer_config.json": json.dumps(config, indent=2),
-            "special_tokens_map.json": json.dumps(control, indent=2),
-        }
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, text in texts.items():
-                (folder / name).write_text(text, encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise OutputError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+        """Writes the files that transformers' CLIPTokenizer reads. OutputError."""
+        write_files(self._files, folder)
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens a text has at most, if its files say it."""
+        return self._files.context
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its files say that is not known here."""
+        return self._files.warnings
 
     @property
     def vocab(self) -> int:
@@ -119,17 +111,17 @@ class Tokenizer:
     @property
     def start(self) -> int:
         """The id that begins every chunk."""
-        return self._ids[self.bos]
+        return self._ids[self._files.bos]
 
     @property
     def end(self) -> int:
         """The id that ends every chunk's text."""
-        return self._ids[self.eos]
+        return self._ids[self._files.eos]
 
     @property
     def padding(self) -> int:
         """The id that fills a chunk up."""
-        return self._ids[self.pad]
+        return self._ids[self._files.pad]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without BOS and EOS; raises InputError beyond 100,000 characters."""
@@ -181,7 +173,8 @@ class Tokenizer:
         for _, word in groupby(pieces, key=itemgetter(0)):
             _, spans, ids = zip(*word)
             words.append(text[spans[0][0] : spans[-1][1]])
-            yield from (_Token(token, segment.weight, len(words) - 1) for token in ids)
+            whole = (part for token in ids for part in (token, *self._following.get(token, ())))
+            yield from (_Token(token, segment.weight, len(words) - 1) for token in whole)
 
     def _lay_out(self, chunks: list[list[_Token]], words: list[str], context: int) -> Prompt:
         shape = len(chunks), context
@@ -212,10 +205,10 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
         min_frequency=2,
         # The trainer breaks ties by id, and would number the symbols in a hash map's order.
         special_tokens=_ALPHABET,
-        end_of_word_suffix=_END,
+        end_of_word_suffix=END,
         show_progress=False,
     )
-    learner = _encoder(models.BPE(end_of_word_suffix=_END))
+    learner = _encoder(models.BPE(end_of_word_suffix=END))
     learner.train_from_iterator(map(valid_text, texts), trainer)
     learnt = json.loads(learner.to_str())["model"]["merges"]
     tokens, merges = dict.fromkeys(_ALPHABET), []
@@ -224,7 +217,7 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
             break
         tokens[left + right] = None
         merges.append((left, right))
-    return Tokenizer({token: index for index, token in enumerate([*tokens, BOS, EOS])}, merges)
+    return Tokenizer(Files(vocab={token: index for index, token in enumerate([*tokens, BOS, EOS])}, merges=merges))
 
 
 def _encoder(model: models.BPE) -> tokenizers.Tokenizer:
@@ -263,72 +256,3 @@ def _check(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], control:
     for left, right in merges:
         if not (left in vocab and right in vocab and left + right in vocab):
             raise CheckpointError(f"the merge {shorten(left + ' ' + right)!r} is not in the vocabulary")
-
-
-def _read(path: Path) -> str:
-    """A text file of bounded size; raises CheckpointError."""
-    if not path.is_file():  # a pipe or a device would never end
-        raise CheckpointError(f"{path} is not there; a CLIP tokenizer has tokenizer.json, or vocab.json and merges.txt")
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
-        raise CheckpointError(f"{path} is larger than {MAX_BYTES >> 20} MiB; that is no CLIP tokenizer")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text; get it again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {shorten(str(error))}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object; get it again")
-    return values
-
-
-def _read_tokenizer_json(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    model = _read_json(path).get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != _END:
-        raise CheckpointError(f"{path} is not a CLIP tokenizer: its model is not BPE with {_END!r}")
-    vocab, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocab, dict) or not isinstance(merges, list):
-        raise CheckpointError(f"{path} has no vocab and merges; get it again")
-    return vocab, [_merge(pair.split(" ") if isinstance(pair, str) else pair, path) for pair in merges]
-
-
-def _read_merges(path: Path) -> list[tuple[str, str]]:
-    lines = _read(path).removesuffix("\n").split("\n")
-    pairs = (line.removesuffix("\r").split(" ") for line in lines if not line.startswith("#version"))
-    return [_merge(pair, path) for pair in pairs]
-
-
-def _merge(pair: object, path: Path) -> tuple[str, str]:
-    if isinstance(pair, list) and len(pair) == 2:  # a `match` takes three times as long, of 12,000
-        left, right = pair
-        if isinstance(left, str) and isinstance(right, str):
-            return left, right
-    raise CheckpointError(f"{path} has a merge that is not two symbols: {shorten(repr(pair))}")
-
-
-def _read_control_tokens(folder: Path) -> dict[str, str]:
-    """BOS, EOS and padding; special_tokens_map.json wins over a configuration of the older kind."""
-    config_file, map_file = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    config = _read_json(config_file) if config_file.is_file() else {}
-    if "added_tokens_decoder" not in config and map_file.is_file():
-        config |= _read_json(map_file)
-    control = {}
-    for name in ("bos", "eos", "pad"):
-        match config.get(f"{name}_token"):
-            case str(token) | {"content": str(token)}:
-                control[name] = token
-            case None:
-                pass  # CLIP's own
-            case other:
-                raise CheckpointError(f"{config_file}: {name}_token={shorten(repr(other))} is not a token")
-    return control

@@ -1,8 +1,7 @@
 """CLIP's published names and configurations: transformers' `CLIPModel`, `CLIPTextModel` and their folders."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,7 +9,8 @@ from torch import Tensor
 from qkv.config import build
 from qkv.errors import ConfigError
 from qkv.models.clip import CLIP, TextConfig, TextTower, VisionConfig
-from qkv.weights.configs import LAYERS, Keys, write_json
+from qkv.published import Keys, Published
+from qkv.weights.configs import COMMON, GENERATION, LAYERS, write_json
 from qkv.weights.folder import Folder, write_tensors
 from qkv.weights.load import export_weights, load_module
 from qkv.weights.tables import Row, Table
@@ -24,12 +24,16 @@ TEXT_KEYS = Keys(
         "eos_token_id": "end",
         "pad_token_id": "pad",
     },
-    fixed={"model_type": ("clip_text_model",)},
+    read={"projection_dim"},
+    fixed={"model_type": ("clip_text_model",), "use_attention_mask": (False,)},
+    harmless=COMMON | GENERATION,
     absent={"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "pad_token_id": 1},
 )
 VISION_KEYS = Keys(
     fields=LAYERS | {"image_size": "image_size", "patch_size": "patch", "num_channels": "channels"},
+    read={"projection_dim"},
     fixed={"model_type": ("clip_vision_model",)},
+    harmless=COMMON | GENERATION,
     absent={
         "hidden_size": 768,
         "intermediate_size": 3072,
@@ -37,6 +41,12 @@ VISION_KEYS = Keys(
         "num_attention_heads": 12,
         "patch_size": 32,
     },
+)
+BOTH_KEYS = Keys(
+    read={"text_config", "vision_config", "text_config_dict", "vision_config_dict", "projection_dim"},
+    fixed={"model_type": ("clip",)},
+    harmless=COMMON | GENERATION | {"logit_scale_init_value"},
+    absent={"projection_dim": 512},
 )
 
 _BLOCK = [
@@ -85,7 +95,7 @@ BOTH = Table(
 )
 
 
-def text_config(published: Mapping[str, Any], proj_dim: int | None = None) -> TextConfig:
+def text_config(published: Published, proj_dim: int | None = None) -> TextConfig:
     """The configuration of a text tower's own config.json, or of the part of a CLIPModel's."""
     return build(TextConfig, TEXT_KEYS.ours(published) | {"proj_dim": proj_dim}, "text_encoder")
 
@@ -113,14 +123,33 @@ def published_text_tower(tower: TextTower) -> tuple[dict[str, Any], dict[str, Te
     return config, TEXT.published(export_weights(tower))
 
 
-def clip_configs(published: Mapping[str, Any]) -> tuple[TextConfig, VisionConfig]:
+def clip_configs(published: Published) -> tuple[TextConfig, VisionConfig]:
     """The configurations of both towers from a CLIPModel's config.json."""
-    for key in ("text_config", "vision_config"):
-        if not isinstance(published.get(key), dict):
-            raise ConfigError(f"config.json has no {key}; it is no CLIPModel's")
-    proj_dim = published.get("projection_dim", 512)
-    vision = VISION_KEYS.ours(published["vision_config"]) | {"proj_dim": proj_dim}
-    return text_config(published["text_config"], proj_dim), build(VisionConfig, vision, "vision_config")
+    BOTH_KEYS.ours(published)
+    text, vision = _parts(published)
+    proj_dim = BOTH_KEYS.given(published)["projection_dim"]
+    return text_config(text, proj_dim), build(
+        VisionConfig, VISION_KEYS.ours(vision) | {"proj_dim": proj_dim}, "vision_config"
+    )
+
+
+def _parts(published: Published) -> list[Published]:
+    """The configurations of both towers. Where an old file has one twice, transformers takes the other spelling."""
+    parts = [published.get(f"{part}_config_dict") or published.get(f"{part}_config") for part in ("text", "vision")]
+    for part, values in zip(("text", "vision"), parts):
+        if not isinstance(values, dict):
+            raise ConfigError(f"config.json has no {part}_config; it is no CLIPModel's")
+    return cast(list[Published], parts)
+
+
+def unknown_keys(published: Published) -> list[str]:
+    """Warnings that name the keys of a CLIPModel's config.json which no table knows."""
+    text, vision = _parts(published)
+    return [
+        *BOTH_KEYS.unknown(published, "config.json"),
+        *TEXT_KEYS.unknown(text, "config.json: text_config"),
+        *VISION_KEYS.unknown(vision, "config.json: vision_config"),
+    ]
 
 
 def load_clip(

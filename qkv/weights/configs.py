@@ -31,6 +31,19 @@ COMMON = frozenset(
     }
 )
 
+# How older versions of transformers had every model generate, and stack: nothing that an encoder does.
+GENERATION = frozenset(
+    {
+        *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "temperature"),
+        *("diversity_penalty", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty"),
+        *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences"),
+        *("forced_bos_token_id", "forced_eos_token_id", "decoder_start_token_id", "sep_token_id"),
+        *("remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"),
+        *("is_decoder", "is_encoder_decoder", "add_cross_attention", "cross_attention_hidden_size"),
+        *("tie_encoder_decoder", "tie_word_embeddings", "pruned_heads"),
+    }
+)
+
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """A JSON file as published ones look, in a folder that is made if need be. Raises OutputError."""

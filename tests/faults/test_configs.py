@@ -17,9 +17,11 @@ from qkv.models.clip import TextConfig, TextTower
 from qkv.models.unet import UNet, UNetConfig
 from qkv.models.vae import VAE, VAEConfig
 from qkv.weights.clip import load_text_tower, published_text_tower
-from qkv.weights.diffusers import load_unet, load_vae, published_unet, published_vae, save_component
+from qkv.weights.diffusers import save_component
 from qkv.weights.files import open_tensors, save_tensors
 from qkv.weights.folder import Folder
+from qkv.weights.unet import load_unet, published_unet
+from qkv.weights.vae import load_vae, published_vae
 
 LOAD = {"unet": load_unet, "vae": load_vae, "text_encoder": lambda folder: load_text_tower(folder, "text_encoder")}
 STEM = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}

@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from qkv.models.noise import NoiseConfig, from_published, to_published
+from qkv.models.noise import NoiseConfig
 from qkv.sample import denoise, schedules
 from qkv.sample.denoise import SAMPLERS, levels, sample
 from qkv.sample.predict import predict
+from qkv.weights.scheduler import from_published, to_published
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy 2 in the reference
 
@@ -337,6 +338,6 @@ def test_export_and_the_classes_own_defaults_agree(sampler: str) -> None:
     ).__name__
     needed = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
     complete = dict(getattr(diffusers, name)(**needed).config)
-    own = {"timestep_spacing"}  # of which we keep "not given" apart
+    own = {"timestep_spacing", "set_alpha_to_one"}  # of which we keep "not given" apart
     complete = {key: value for key, value in complete.items() if key not in own}
     assert from_published({**complete, "_class_name": name}) == from_published({"_class_name": name, **needed})

@@ -12,8 +12,9 @@ from qkv.errors import ConfigError
 from qkv.models import unet as module
 from qkv.models.residual import Residual
 from qkv.models.unet import PixelTransformer, UNet, UNetConfig
-from qkv.weights.diffusers import load_unet, published_unet, save_component, unet_config, unet_table
+from qkv.weights.diffusers import save_component
 from qkv.weights.folder import Folder
+from qkv.weights.unet import load_unet, published_unet, unet_config, unet_table
 
 DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
 SMALL = {"norm_num_groups": 8, "cross_attention_dim": 24, "sample_size": 8}

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from qkv.errors import ConfigError
 from qkv.models import residual
 from qkv.models.vae import VAE, VAEConfig
-from qkv.weights.diffusers import VAE_TABLE, load_vae, published_vae, save_component, vae_config
+from qkv.weights.diffusers import save_component
 from qkv.weights.folder import Folder
+from qkv.weights.vae import VAE_TABLE, load_vae, published_vae, vae_config
 
 SMALL = {
     "block_out_channels": (32, 64, 64),

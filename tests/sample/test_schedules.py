@@ -12,10 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qkv.errors import ConfigError, InputError
-from qkv.models.noise import NoiseConfig, SamplerName, Spacing, from_published, to_published
+from qkv.models.noise import NoiseConfig, SamplerName, Spacing
 from qkv.sample import schedules
 from qkv.sample.denoise import SAMPLERS, levels
 from qkv.sample.schedules import CLEAN, LEAST_ALPHA_BAR
+from qkv.weights.scheduler import from_published, to_published
 
 DIFFUSION = [name for name in SAMPLERS if name != "flow_euler"]
 
@@ -28,7 +29,7 @@ configs = st.builds(
     sampler=st.sampled_from(DIFFUSION),
     spacing=st.sampled_from([None, "leading", "trailing", "linspace"]),
     steps_offset=st.integers(0, 1),
-    final_alpha_one=st.booleans(),
+    final_alpha_one=st.sampled_from([None, False, True]),
     karras=st.booleans(),
 )
 
@@ -54,7 +55,8 @@ def test_a_schedule_falls_from_noise_to_clean(config: NoiseConfig, steps: int) -
         assert here.sigma > there.sigma or stays
         assert here.alpha < there.alpha or stays
         assert here.time >= there.time
-    if config.sampler not in ("ddim", "pndm") or config.final_alpha_one:
+    ends_clean = config.final_alpha_one if config.final_alpha_one is not None else config.sampler == "ddim"
+    if config.sampler not in ("ddim", "pndm") or ends_clean:
         assert rows[-1] == CLEAN
 
 
@@ -155,9 +157,9 @@ def test_a_wrong_configuration_is_refused(wrong: dict[str, object], message: str
     [
         ({}, "unknown scheduler ''"),
         ({"_class_name": "EulerDiscreteSchedular"}, "did you mean EulerDiscreteScheduler"),
-        ({"_class_name": "PNDMScheduler"}, "skip_prk_steps=False is not supported, only True"),
+        ({"_class_name": "PNDMScheduler"}, "PNDMScheduler: skip_prk_steps=False is not supported; it must be True"),
         ({"_class_name": "DDIMScheduler", "thresholding": True}, "thresholding=True"),
-        ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "variance_type=learned_range"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "variance_type='learned_range'"),
         ({"_class_name": "EulerDiscreteScheduler", "use_exponential_sigmas": True}, "use_exponential_sigmas"),
         ({"_class_name": "EulerDiscreteScheduler", "trained_betas": [0.1, 0.2]}, "trained_betas"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "solver_order=3"),

@@ -19,9 +19,11 @@ from qkv.models.noise import NoiseConfig
 from qkv.models.unet import UNet, UNetConfig
 from qkv.models.vae import VAE, VAEConfig
 from qkv.text.tokenizer import train_tokenizer
-from qkv.weights.diffusers import VAE_TABLE, published_unet, published_vae, save_latent_diffusion, unet_table
+from qkv.weights.diffusers import save_latent_diffusion
 from qkv.weights.load import load_weights
 from qkv.weights.tables import Table
+from qkv.weights.unet import published_unet, unet_table
+from qkv.weights.vae import VAE_TABLE, published_vae
 
 pytestmark = pytest.mark.slow
 THREADS, TOLERANCE = 2, 1e-4

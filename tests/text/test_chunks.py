@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkv.errors import InputError
-from qkv.text.tokenizer import EOS
+from qkv.text.tokenizer_files import EOS
 from qkv.text.weighting import Segment, parse
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=200)

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from qkv.errors import CheckpointError, InputError, OutputError
-from qkv.text.tokenizer import EOS, Tokenizer, train_tokenizer
+from qkv.text.tokenizer import Tokenizer, train_tokenizer
+from qkv.text.tokenizer_files import EOS
 
 TEXTS = ["A dog, a Dog's house", "ein Hund, 穿西裝的狗 🐶", "a dog in a suit", "ein Hund im Haus"]
 
