@@ -44,7 +44,6 @@ VISION_KEYS = Keys(
 )
 BOTH_KEYS = Keys(
     read={"text_config", "vision_config", "text_config_dict", "vision_config_dict", "projection_dim"},
-    fixed={"model_type": ("clip",)},
     harmless=COMMON | GENERATION | {"logit_scale_init_value"},
     absent={"projection_dim": 512},
 )

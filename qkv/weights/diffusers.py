@@ -81,10 +81,6 @@ def _configurations(folder: Folder, index: Published) -> tuple[dict[str, Publish
         scheduler.FILE: scheduler.repaired(chosen),
     }
     warnings = folder.unknown(TABLES) + scheduler.unknown_keys(said[scheduler.FILE])
-    for file, values in said.items():
-        changed = {key: value for key, value in values.items() if value is not None and files[file][key] != value}
-        told = (f"{key}={value} is read as {files[file][key]}" for key, value in changed.items())
-        warnings += [f"old-file: {file}: {what}, as diffusers does" for what in told]
     if index.get("safety_checker") not in (None, [None, None]):
         warnings.append("safety-checker: the folder's safety checker is not run here")
     return files, warnings
