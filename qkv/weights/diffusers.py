@@ -70,11 +70,10 @@ def load_latent_diffusion(
 def _configurations(folder: Folder, index: Published) -> tuple[dict[str, Published], list[str]]:
     """The configurations of a pipeline, old ones repaired as diffusers repairs them; and warnings for the user."""
     said = {file: folder.json(file) for file in (unet.FILE, vae.FILE, TEXT, scheduler.FILE)}
+    chosen = said[scheduler.FILE]
     match index.get("scheduler"):
-        case [_, str(kind)]:  # what the index names is what diffusers makes
-            chosen = {**said[scheduler.FILE], "_class_name": kind}
-        case _:
-            chosen = said[scheduler.FILE]
+        case ["diffusers", str(kind)] if chosen.get("_class_name") in scheduler.CLASSES:
+            chosen = {**chosen, "_class_name": kind}  # where the two differ, diffusers makes what the index names
     files: dict[str, Published] = {
         **said,
         unet.FILE: unet.repaired(said[unet.FILE]),

@@ -95,7 +95,7 @@ BROKEN = {
     "a shard above": (index("../../etc/passwd"), "out of the model folder"),
     "an absolute shard": (index("/dev/zero"), "out of the model folder"),
     "a pipe": (pipe, "not a regular file"),
-    "defaults": (edit("model_index.json", x=1), None),  # unknown keys are ignored
+    "unknown key": (edit("model_index.json", x=1), None),  # named, and left out
     "heads 0": (edit("unet/config.json", attention_head_dim=0), "heads"),
     "heads 3": (edit("unet/config.json", attention_head_dim=3), "divisible"),
     "vocab -1": (edit("text_encoder/config.json", vocab_size=-1), "vocab"),
@@ -130,7 +130,8 @@ def test_a_broken_folder(
         cli.main(["draw", "a dog", "--model", str(model), "--steps", "2", "-o", "a.png"])
     out, err = capsys.readouterr()
     if reason is None:
-        assert (ended.value.code, out, err) == (0, "a.png\n", "")
+        assert (ended.value.code, out) == (0, "a.png\n")
+        assert re.fullmatch(r"qkv: warning: unknown-keys: \w+(/config)?.json has (x|auto_map, .*); [^\n]+\n", err)
         return
     assert (ended.value.code, out) == (2, "")
     assert re.fullmatch(r"qkv: error: [^\n]{10,1500}\n", err)
