@@ -134,6 +134,13 @@ def test_what_a_talk_does_not_know(qkv: Callable[..., Ran], scripted) -> None:
     assert ran.err.count("paper") == 2
 
 
+def test_the_sign_of_a_talk_is_no_result(qkv: Callable[..., Ran], scripted) -> None:
+    scripted({ASKED: "one"})
+    ran = qkv("chat", "--json", typed="how?\n/exit")
+    assert len([json.loads(line) for line in ran.out.splitlines()]) == 1
+    assert ran.err.count("> ") == 2
+
+
 @pytest.fixture
 def heard() -> Iterator[None]:
     """Ctrl-C is heard, also by a suite in the background of a shell, which ignores it."""

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from qkv.cli import evaluating, models, pictures, text, training, translate, understand
+from qkv.cli.doors import flush_or_shut, open_doors
 from qkv.cli.shared import INTERRUPTED, Shared, verb
 from qkv.errors import QkvError, shorten, unknown
 
@@ -76,8 +77,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 def main(arguments: Sequence[str] | None = None, *, app: typer.Typer = app, name: str = "qkv") -> NoReturn:
     """Runs `arguments` (default: the process's) and exits: 0, 1 (a fault of ours), 2 (the user's), 130 (Ctrl-C)."""
-    if getattr(sys.stdout, "errors", "") == "strict":  # a file's name or a model's answer need not be in its alphabet
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    open_doors()
     gc.set_threshold(100_000, 50, 50)  # what is imported stays: looking for garbage in it takes 0.1 s of the start
     atexit.register(gc.freeze)  # and 0.25 s of the end
     try:
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None, *, app: typer.Typer = app, name
         sys.stdout.flush()
         sys.exit(code or 0)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        flush_or_shut()
         sys.exit(0)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(INTERRUPTED)
@@ -108,6 +108,7 @@ def _complain(error: Exception) -> int:
         text = f"{error.filename or 'the output'}: {error.strerror or error}"
     else:
         code, text = 1, f"a fault in qkv, {type(error).__name__}: {error}; QKV_DEBUG=1 shows where"
+    flush_or_shut()
     print(f"qkv: error: {shorten(text, 2000)}", file=sys.stderr)
     return code
 

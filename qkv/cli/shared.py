@@ -61,12 +61,26 @@ def named_file(text: str) -> Path | None:
     return Path(text) if there else None
 
 
+def _check(name: str, value: object) -> None:
+    """InputError for bytes that are no UTF-8 where a text is asked for; a file's name may hold any."""
+    if not isinstance(value, str) or name in ("model", "out") or os.path.exists(value):
+        return
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        what = f"{name} is no UTF-8 text: {shorten(value)!r}, character {error.start}"
+        raise InputError(f"{what}; set your terminal to UTF-8, or give a file") from error
+
+
 def verb(run: Callable[..., None]) -> Callable[..., None]:
     """`run(shared, ...)` as a function with `Shared`'s options behind its own, which is what typer reads."""
     own = list(inspect.signature(run).parameters.values())[1:]
     shared = list(inspect.signature(Shared).parameters.values())
 
     def call(**values: Any) -> None:
+        for name, value in values.items():
+            for text in value if isinstance(value, list) else [value]:
+                _check(name, text)
         options = Shared(**{option.name: values.pop(option.name) for option in shared})
         if options.offline:
             os.environ |= {"HF_HUB_OFFLINE": "1", "NPM_CONFIG_OFFLINE": "true"}

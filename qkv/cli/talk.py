@@ -32,7 +32,7 @@ def talk(shared: Shared, options: "Options", system: str | None) -> None:
     _note(f"{conversation.language.name}; /help says what else there is")
     while True:
         try:
-            line = input("> ")
+            line = _asked(shared)
         except EOFError:
             _note("")
             return
@@ -48,6 +48,14 @@ def talk(shared: Shared, options: "Options", system: str | None) -> None:
                 _answer(shared, conversation, line)
         except QkvError as error:
             _note(f"qkv: error: {error}")
+
+
+def _asked(shared: Shared) -> str:
+    """A line of the user's. The sign before it goes to stdout only where a person reads that too."""
+    if sys.stdout.isatty() and not shared.json:
+        return input("> ")
+    print("> ", end="", file=sys.stderr, flush=True)
+    return input("")
 
 
 def _answer(shared: Shared, conversation: "Conversation", line: str) -> None:

@@ -111,6 +111,10 @@ def _text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise InputError(f"{name}={shorten(repr(value))} is not a text")
     check_length(value)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} is no Unicode text: half a surrogate pair at character {error.start}") from error
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:

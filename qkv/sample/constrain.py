@@ -172,6 +172,10 @@ def from_regex(lexicon: Lexicon, pattern: str) -> Grammar:
 def _check_length(kind: str, text: str) -> None:
     if len(text) > MAX_GRAMMAR:
         raise InputError(f"{kind} has {len(text):,} characters; at most {MAX_GRAMMAR:,} are compiled")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{kind} is no Unicode text: half a surrogate pair at character {error.start}") from error
 
 
 def _compile(lexicon: Lexicon, guide: "llguidance.LLTokenizer", kind: str, grammar: str) -> Grammar:
