@@ -20,11 +20,9 @@ def open_doors() -> None:
     for number, name in enumerate(NAMES):
         if getattr(sys, name) is None:
             setattr(sys, name, _nowhere(number))
-    if sys.stderr is sys.__stderr__:
-        raw = _Patient(sys.stderr.fileno(), "w", closefd=False)
-        sys.stderr = io.TextIOWrapper(
-            io.BufferedWriter(raw), sys.stderr.encoding, errors="backslashreplace", line_buffering=True
-        )
+    if sys.stderr is sys.__stderr__ and (errors := sys.__stderr__) is not None:
+        patient = io.BufferedWriter(_Patient(errors.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(patient, errors.encoding, errors="backslashreplace", line_buffering=True)
     if getattr(sys.stdout, "errors", "") == "strict":  # a file's name or a model's answer need not be in its alphabet
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 

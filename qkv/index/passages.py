@@ -1,8 +1,8 @@
 """What there is to find in files: the paragraphs of text files, the lines of JSON-lines files.
 
 A paragraph ends at an empty line; one that is longer than a model reads at once goes on as the next. Files that are
-no text are named with the reason and passed over: one bad file among thousands ends nothing. Names that begin with a
-dot are left out, and links, which may lead out of the folder or in circles.
+no text are named with the reason and passed over: one bad file among thousands ends nothing. So are links, which may
+lead out of the folder or in circles. Names that begin with a dot are left out.
 """
 
 import json
@@ -18,6 +18,7 @@ from qkv.textfiles import NotTextError, lines, read_stream
 MAX_FILE = 64 << 20  # bytes
 LONGEST = 1000  # characters of a passage: about as many as 256 tokens spell
 JSON_LINES = (".jsonl", ".ndjson")
+LINK = "it is a link; search what it leads to"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def read_passages(place: Path) -> Iterator[Passage | Skipped]:
     """Everything in a file, or in the files of a folder in the order of their names. NotFoundError."""
     if place.is_dir():
         for file in walk(place):
-            yield from _read(file)
+            yield from [Skipped(file, LINK)] if file.is_symlink() else _read(file)
     elif place.exists():
         yield from _read(place)
     else:
@@ -67,13 +68,14 @@ def read_lines(file: Path) -> list[str]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """The files in a folder and the folders in it, in the order of their names; no hidden ones, no links."""
+    """The files in a folder and the folders in it, in the order of their names; no hidden ones. Links too, which nobody
+    is to follow: not into folders here, not to what they lead to there."""
     for at, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(at, name)
-            if not name.startswith(".") and not path.is_symlink():
-                yield path
+        links = [name for name in folders if os.path.islink(os.path.join(at, name))]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # links to others are not walked
+        for name in sorted([*files, *links]):
+            if not name.startswith("."):
+                yield Path(at, name)
 
 
 def _read(file: Path) -> Iterator[Passage | Skipped]:

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from qkv.errors import CheckpointError, InputError, NotFoundError, shorten
-from qkv.index.passages import Skipped, walk
+from qkv.index.passages import LINK, Skipped, walk
+from qkv.pictures.png import lean
 from qkv.weights.regular import open_regular
 
 MAX_FILE = 64 << 20  # bytes
@@ -64,6 +65,10 @@ def find_pictures(place: Path) -> Iterator[PictureFile | Skipped]:
     if not os.path.exists(place):
         raise NotFoundError(f"there is no file or folder {shorten(str(place))!r} to search")
     for file in walk(place) if place.is_dir() else [place]:
+        if place.is_dir() and file.is_symlink():
+            if file.suffix.lower() in SUFFIXES | OTHERS or file.is_dir():
+                yield Skipped(file, LINK)
+            continue
         try:
             with open_regular(file) as stream:
                 head = stream.read(HEAD)
@@ -149,6 +154,8 @@ def decode(data: bytes) -> Opened:
         "WEBP": WebPImagePlugin.WebPImageFile,
     }
     name = kind(data[:HEAD])
+    if name == "PNG":
+        data = lean(data)
     if name is None:
         raise UnreadableError("it is not a PNG, JPEG or WebP picture")
     try:
@@ -206,6 +213,8 @@ def count_by_name(place: Path) -> tuple[int, int]:
         return (1, 0) if named else (0, 1)
     pictures = others = 0
     for file in walk(place):
+        if file.is_symlink():
+            continue
         if file.suffix.lower() in SUFFIXES | OTHERS:
             pictures += 1
         else:

@@ -20,6 +20,8 @@ from qkv.atomic import replacing
 from qkv.config import as_dict, build
 from qkv.errors import ConfigError, InputError, OutputError, shorten
 from qkv.models.noise import SamplerName
+from qkv.pictures import others, png
+from qkv.pictures.others import Parameters
 
 MAX_FILE = 64 << 20  # of a picture that is read back
 MAX_TEXT = 1 << 20
@@ -100,14 +102,6 @@ def _valid(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "�")
 
 
-class Parameters(NamedTuple):
-    """What the web UI's lines say; the fields as they are spelled there."""
-
-    prompt: str
-    negative: str
-    fields: dict[str, str]
-
-
 def parameters(settings: Settings) -> str:
     """The web UI's lines: prompt, negative prompt, then everything else on one line."""
     sampler, schedule = PUBLISHED_SAMPLERS.get(settings.sampler, (settings.sampler, None))  # type: ignore[call-overload]
@@ -177,28 +171,38 @@ class Written(NamedTuple):
     """What a picture file says of how it was drawn."""
 
     settings: Settings | None  # ours
-    parameters: Parameters | None  # the web UI's
+    parameters: Parameters | None  # the web UI's, or another tool's put into its words
+    tool: str | None = None  # who drew it, where there is neither
 
 
 def read(path: str | Path) -> Written:
     """The texts in a PNG file; its pixels are not looked at. Raises InputError, also for a hostile file."""
+    where = shorten(str(path), 200)
+    data = _read_file(path, where)
+    try:
+        texts = png.texts(data, ("qkv", "parameters"), MAX_TEXT)
+        given = texts.get("parameters")
+        parameters = (others.from_json(given) or parse_parameters(given)) if given else None
+    except ValueError as error:  # InputError is one
+        raise InputError(f"cannot read {where}: {error}") from error
+    settings = _read_settings(texts["qkv"], path) if texts.get("qkv") else None
+    return Written(settings, parameters, png.has(data, others.TOOLS))
+
+
+def _read_file(path: str | Path, where: str) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
-            raise InputError(f"{path} is not a picture file of at most {MAX_FILE >> 20} MiB")
-        with Image.open(path, formats=["PNG"]) as image:
-            texts = {name: str(image.info.get(name, "")) for name in ("qkv", "parameters")}
+            raise InputError(f"{where} is not a picture file of at most {MAX_FILE >> 20} MiB")
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE)
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a PNG picture that can be read"
-        raise InputError(f"cannot read {shorten(str(path), 200)}: {reason}") from error
-    if any(len(text) > MAX_TEXT for text in texts.values()):
-        raise InputError(f"{path} holds a text of more than {MAX_TEXT >> 20} MiB; that is none of ours")
-    return Written(
-        _read_settings(texts["qkv"], path) if texts["qkv"] else None,
-        parse_parameters(texts["parameters"]) if texts["parameters"] else None,
-    )
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {where}: {getattr(error, 'strerror', None) or error}") from error
+    if not data.startswith(png.SIGNATURE):
+        raise InputError(f"cannot read {where}: it is not a PNG picture")
+    return data
 
 
 def _read_settings(text: str, path: str | Path) -> Settings:

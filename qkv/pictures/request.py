@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qkv.errors import InputError, shorten
-from qkv.pictures.picture import PUBLISHED_SAMPLERS, Parameters, Settings, read
+from qkv.pictures.others import Parameters
+from qkv.pictures.picture import PUBLISHED_SAMPLERS, Settings, read
 from qkv.sample.denoise import find
 from qkv.text.weighting import check_length
 
@@ -15,7 +16,7 @@ MAX_PICTURES = 1000
 MAX_PIXELS = 2048 * 2048
 MAX_STEPS = 100_000
 MAX_GUIDANCE = 100.0
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1  # torch.Generator's, and ComfyUI's
 SIZE_UNIT = 8  # pixels
 
 
@@ -141,7 +142,7 @@ def written_in(path: str | Path) -> Again:
     A picture of another tool gives what its `parameters` say; it cannot come out the same, and a warning says so.
     Raises InputError.
     """
-    settings, parameters = read(path)
+    settings, parameters, tool = read(path)
     if settings is not None:
         asked: dict[str, Any] = {
             "prompts": (settings.prompt,),
@@ -150,6 +151,8 @@ def written_in(path: str | Path) -> Again:
         }
         same = ("model", "steps", "guidance", "sampler", "size", "eta", "device", "dtype")
         return Again(asked | {name: getattr(settings, name) for name in same}, settings)
+    if parameters is None and tool is not None:
+        raise InputError(f"{path} was drawn by {tool}, whose settings are not read; give its prompt yourself")
     if parameters is None:
         raise InputError(f"{path} does not say how it was drawn; it has neither a `qkv` nor a `parameters` text")
     return _foreign(parameters, path)

@@ -24,7 +24,7 @@ from qkv.sample.rules import Ruling, TokenRules
 
 MAX_TEMPERATURE = 100.0
 MAX_BIASES = 1024  # tokens of one request
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1  # torch.Generator's too, and what other tools write
 _FAR = 50.0  # exp(-50) times any vocabulary is below the last bit of a float64: such a token is never drawn
 _FIRST_GUESS = 256  # tokens that top-p looks at before it looks at more
 

@@ -12,8 +12,8 @@ never opened is text, and so is a `:1.3)` outside round brackets.
 
 Ours differs where the web UI loses something: a backslash before any other character stays, BREAK
 also works inside brackets, `\BREAK` is the word itself, and `1e-1` and `nan` are read as numbers.
-Left out: scheduling `[from:to:when]`, alternation `[a|b]` and `AND`. They are text, and `unsupported`
-names them.
+Left out: scheduling `[from:to:when]`, alternation `[a|b]` and `AND`, which are text, and `<lora:x:1>`
+and its like, which are nothing; `unsupported` names them all. `\<lora:` is text.
 """
 
 import re
@@ -27,14 +27,17 @@ STEP = 1.1  # what one bracket multiplies or divides by
 MAX_WEIGHT = 100.0
 MAX_CHARACTERS = 100_000  # of a prompt
 
+_ADAPTERS = "(?i:lora|lyco|hypernet)"
+
 # No alternative can give characters back to be tried again (`++`), so hostile text costs linear time.
 _SYMBOL = re.compile(
-    r"\\(?P<escaped>[\\()\[\]]|BREAK\b)"
+    rf"\\(?P<escaped>[\\()\[\]]|BREAK\b|<(?={_ADAPTERS}:))"
+    rf"|(?P<adapter><{_ADAPTERS}:[^<>]*+>)"
     r"|(?P<pause>\bBREAK\b)"
     r"|:\s*+(?P<number>[+-]?(?i:[\d.]++(?:e[+-]?\d++)?+|nan|inf))\s*+\)"
     r"|(?P<opening>[(\[])"
     r"|(?P<closing>[)\]])"
-    r"|[^\\()\[\]:B]++|.",
+    r"|[^\\()\[\]:B<]++|.",
     re.DOTALL,
 )
 _UNSUPPORTED = (
@@ -42,7 +45,7 @@ _UNSUPPORTED = (
     ("prompt-alternation", r"\[[^\[\]|]*+\|[^\[\]]*+\]", "prompts cannot alternate"),
     ("prompt-and", r"\bAND\b", "prompts cannot be composed"),
 )
-_SPECIAL = re.compile(r"[\\()\[\]]|\bBREAK\b")
+_SPECIAL = re.compile(rf"[\\()\[\]]|\bBREAK\b|<(?={_ADAPTERS}:)")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Segment:
 def parse(prompt: str) -> list[Segment]:
     """The segments of a prompt, in order; neighbours of equal weight are one.
 
-    A prompt without brackets, backslashes and BREAK is one segment: itself, with weight 1. Weights
+    A prompt without brackets, backslashes, BREAK and `<lora:` is one segment: itself, with weight 1. Weights
     are rounded to 6 places. Raises InputError for a weight that is no number or beyond +-100, and for
     more than 100,000 characters.
     """
@@ -77,10 +80,14 @@ def escape(text: str) -> str:
 
 
 def unsupported(prompt: str) -> list[str]:
-    """Named warnings for the web UI's grammar that is plain text here: one a kind, with an example."""
-    bare = re.sub(r"\\[\\()\[\]]", "", prompt)
+    """Named warnings for the web UI's grammar that is plain text here, or left out: one a kind, with an example."""
+    bare = re.sub(r"\\[\\()\[\]<]", "", prompt)
     found = ((name, re.search(pattern, bare), why) for name, pattern, why in _UNSUPPORTED)
-    return [f"{name}: {shorten(match[0])!r} is plain text; {why}" for name, match, why in found if match]
+    warnings = [f"{name}: {shorten(match[0])!r} is plain text; {why}" for name, match, why in found if match]
+    if adapters := re.findall(rf"<{_ADAPTERS}:[^<>]*+>", bare):
+        named = shorten(" ".join(dict.fromkeys(adapters)))
+        warnings.append(f"prompt-lora: {named!r} is left out; pictures cannot be drawn with LoRA and its like yet")
+    return warnings
 
 
 def check_length(text: str) -> None:
@@ -113,7 +120,7 @@ def _weigh(prompt: str) -> Iterator[tuple[int, float, str]]:
             inside[bracket] = outer[inside[bracket]]
         else:
             chunk += kind == "pause"
-            text = "" if kind == "pause" else symbol["escaped"] or text
+            text = "" if kind in ("pause", "adapter") else symbol["escaped"] or text
             pieces.append((chunk, inside["("], inside["["], text))
     total = [1.0]
     for scope in range(1, len(factor)):

@@ -102,8 +102,10 @@ def test_none_of_them_ends_a_search(tmp_path, tiny_clip, home):
     noise().save(place / "good.png")
     found = search_pictures("a dog", place, model=tiny_clip)
     assert [hit.file.name for hit in found.hits] == ["good.png"]
-    assert len(found.skipped) == len(NO_PICTURES) + len(BROKEN) + 1
-    assert {one.file.name: one.reason for one in found.skipped}["pipe.png"] == "it is not a regular file"
+    assert len(found.skipped) == len(NO_PICTURES) + len(BROKEN) + 3
+    reasons = {one.file.name: one.reason for one in found.skipped}
+    assert reasons["pipe.png"] == "it is not a regular file"
+    assert reasons["link.png"] == reasons["loop.png"] == "it is a link; search what it leads to"
 
 
 @pytest.mark.parametrize("sides", [(30_000, 30_000), (2**31 - 1, 2**31 - 1), (100_000, 1_000)])

@@ -91,7 +91,7 @@ def test_hostile_lines_cost_linear_time(text: str) -> None:
     parse_parameters(text + ",")  # seconds if it were quadratic: the suite would show it
 
 
-@given(prompt=st.text(), negative=st.text(), seed=st.integers(0, 2**63 - 1), guidance=st.floats(0, 100))
+@given(prompt=st.text(), negative=st.text(), seed=st.integers(0, 2**64 - 1), guidance=st.floats(0, 100))
 def test_settings_come_back_from_the_file(
     tmp_path_factory: pytest.TempPathFactory, prompt: str, negative: str, seed: int, guidance: float
 ) -> None:

@@ -110,7 +110,7 @@ def test_seeds_are_chosen_and_reported(draw) -> None:
     left, right = (draw(seed=None)[0] for _ in range(2))
     assert left.seed != right.seed
     assert same(left, draw(seed=left.seed)[0])
-    assert draw(seed=2**63 - 1)[0].seed == 2**63 - 1
+    assert draw(seed=2**64 - 1)[0].seed == 2**64 - 1
 
 
 def test_guidance_off_is_said(draw) -> None:
@@ -170,8 +170,8 @@ def test_threads_are_given_back(draw) -> None:
         ({"count": 10**9}, "count="),
         ({"prompt": ["a"] * 30, "count": 100}, "1000 pictures"),
         ({"seed": -1}, "seed=-1"),
-        ({"seed": 2**63}, "seed="),
-        ({"seed": 2**63 - 1, "count": 2}, "seed="),
+        ({"seed": 2**64}, "seed="),
+        ({"seed": 2**64 - 1, "count": 2}, "seed="),
         ({"seed": [1, 2]}, "2 seeds for 1"),
         ({"seed": "7"}, "seed="),
         ({"seed": True}, "seed=True"),

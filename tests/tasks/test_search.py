@@ -32,7 +32,6 @@ def folder(tmp_path: Path) -> Path:
     (place / "more" / "two.jsonl").write_text('{"text": "riding a horse on mars"}\n\n"a blue fish"\n')
     (place / "three.md").write_bytes("\ufeffdogs playing poker".encode())
     (place / ".hidden").write_text("hidden")
-    (place / "link").symlink_to(place / "one.txt")
     return place
 
 
@@ -45,6 +44,17 @@ def test_passages_know_where_they_stand(folder):
         ("riding a horse on mars", "two.jsonl", 1),
         ("a blue fish", "two.jsonl", 3),
     ]
+
+
+def test_links_are_named(folder, tmp_path):
+    """Of files and of folders, broken ones and circles."""
+    links = {"a": folder / "one.txt", "b": tmp_path, "more/c": folder / "more", "d": "d", "e": "gone"}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    found = [one for one in read_passages(folder) if isinstance(one, Skipped)]
+    assert {str(one.file.relative_to(folder)) for one in found} == set(links)
+    assert {one.reason for one in found} == {"it is a link; search what it leads to"}
+    assert list(read_passages(folder / "a")) != []  # named, a link is what it leads to
 
 
 def test_long_paragraphs_go_on(tmp_path):

@@ -93,13 +93,26 @@ def test_only_bad_numbers_are_errors(prompt):
         assert all(abs(segment.weight) <= 100 for segment in segments)
 
 
-@pytest.mark.parametrize("piece", ["(", "[", ")", ":", ": ", ":1", ":1e", "\\", "B", "BREAK ", "()", "[(])", "(a:1)"])
+@pytest.mark.parametrize("piece", [*"([):\\B<", ": ", ":1", ":1e", "BREAK ", "()", "[(])", "(a:1)", "<lora:"])
 def test_hostile_prompts_take_linear_time(piece):
     prompt = piece * (MAX_CHARACTERS // len(piece))
     started = time.process_time()
     unsupported(prompt)
     parse(prompt)
     assert time.process_time() - started < 2
+
+
+def test_adapters_are_left_out_and_named():
+    """Not even a space more than the prompt without them."""
+    for spelled in ("<lora:x:1>", "<LoRA:a b-c:0.8>", "<lyco:x>", "<hypernet:x:1:2>"):
+        assert parse(f"a (dog{spelled}:1.3)") == parse("a (dog:1.3)")
+        assert unsupported(f"a dog {spelled}") == [
+            f"prompt-lora: {spelled!r} is left out; pictures cannot be drawn with LoRA and its like yet"
+        ]
+    assert "'<lora:a:1> <lora:b:1>'" in unsupported("<lora:a:1> <lora:b:1>")[0]
+    for text in ("a < b", "<lora>", "<lora:x", "i <3 lora:1", r"\<lora:x:1>"):
+        assert unsupported(text) == []
+        assert "".join(segment.text for segment in parse(text)) == text.replace("\\", "")
 
 
 def test_a_huge_prompt_is_refused_unread():
