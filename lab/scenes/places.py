@@ -1,0 +1,412 @@
+"""Places, drawn by program: what lies behind the things, by day, at night, in rain, snow and fog.
+
+Place: between a scene's facts and its layers. A painter fills the background of one place on a square canvas; what
+grows or stands there out of sprites (trees, cacti, corals) is listed beside it and pasted by `layout`. Every painter
+draws with shapes of its own luck, so that no two beaches are one picture. Left out: perspective, shadows of clouds.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+Colour = tuple[int, int, int]
+EARTH = ("day", "sunset", "night", "rain", "snow", "fog")
+
+SKIES: dict[str, tuple[Colour, Colour]] = {  # top, horizon
+    "day": ((96, 172, 240), (196, 228, 250)),
+    "sunset": ((92, 84, 150), (255, 168, 96)),
+    "night": ((10, 14, 44), (38, 48, 96)),
+    "rain": ((104, 116, 132), (168, 178, 188)),
+    "snow": ((168, 184, 204), (216, 224, 234)),
+    "fog": ((190, 196, 202), (214, 218, 220)),
+}
+LIGHTS: dict[str, tuple[float, float, float]] = {  # how the ground, and what stands on it, is lit
+    "day": (1.0, 1.0, 1.0),
+    "sunset": (1.0, 0.86, 0.76),
+    "night": (0.38, 0.43, 0.62),
+    "rain": (0.78, 0.82, 0.86),
+    "snow": (0.94, 0.96, 1.0),
+    "fog": (0.9, 0.92, 0.93),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where things may be: `ground` is the range of heights (0 top, 1 bottom) that feet stand on.
+
+    `conditions` are the times of day and kinds of weather that it has; `plants` the sprites of its own, `sides` those
+    that stand at the sides, and `floats` says that what swims may lie in it.
+    """
+
+    paint: Callable[["Canvas"], None]
+    ground: tuple[float, float] = (0.78, 0.94)
+    conditions: tuple[str, ...] = EARTH
+    plants: tuple[str, ...] = ()
+    sky: bool = True  # clouds, sun and moon are pasted there
+    weightless: bool = False  # things float anywhere
+    floats: bool = False
+
+
+class Canvas:
+    """A square picture of `size` pixels that is painted in units of its side; `condition` decides the colours."""
+
+    def __init__(self, size: int, condition: str, rng: Random) -> None:
+        self.size, self.condition, self.rng = size, condition, rng
+        self.image = Image.new("RGB", (size, size), "white")
+        self.draw = ImageDraw.Draw(self.image)
+
+    def lit(self, colour: Colour, spread: int = 10) -> Colour:
+        """`colour` as the condition lights it, a little off by chance."""
+        off = self.rng.randint(-spread, spread)
+        light = LIGHTS.get(self.condition, (1.0, 1.0, 1.0))
+        red, green, blue = (max(0, min(255, round((value + off) * share))) for value, share in zip(colour, light))
+        return red, green, blue
+
+    def gradient(self, top: Colour, bottom: Colour, y0: float = 0.0, y1: float = 1.0) -> None:
+        """A vertical run of colours from y0 to y1, over the whole width."""
+        rows = np.linspace(0, 1, max(1, round(self.size * y1) - round(self.size * y0)))[:, None]
+        column = np.asarray(top) * (1 - rows) + np.asarray(bottom) * rows
+        band = np.repeat(column[:, None], self.size, axis=1).astype(np.uint8)
+        self.image.paste(Image.fromarray(band), (0, round(self.size * y0)))
+
+    def sky(self) -> None:
+        top, low = SKIES[self.condition]
+        self.gradient(_jitter(top, self.rng), _jitter(low, self.rng), 0, 0.85)
+        if self.condition == "night":
+            self.stars(40, 0.6)
+
+    def stars(self, count: int, down: float = 1.0) -> None:
+        for _ in range(count):
+            x, y, r = self.rng.random(), self.rng.random() * down, self.rng.choice((0.002, 0.003, 0.005))
+            self.ellipse(x, y, r, r, (235, 238, 255))
+
+    def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
+        s = self.size
+        self.draw.ellipse(((x - rx) * s, (y - ry) * s, (x + rx) * s, (y + ry) * s), fill=colour)
+
+    def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
+        s = self.size
+        self.draw.rectangle((x0 * s, y0 * s, x1 * s, y1 * s), fill=colour)
+
+    def polygon(self, points: list[tuple[float, float]], colour: Colour) -> None:
+        self.draw.polygon([(x * self.size, y * self.size) for x, y in points], fill=colour)
+
+    def hills(self, y: float, rise: float, colour: Colour, waves: float = 2.0) -> None:
+        """Ground from a wavy line about `y` down to the bottom."""
+        a, b, k = self.rng.random() * 6.3, self.rng.random() * 6.3, waves * self.rng.uniform(0.7, 1.3)
+        xs = [i / 32 for i in range(33)]
+        tops = [y - rise * (0.6 * math.sin(k * 3 * x + a) + 0.4 * math.sin(k * 7 * x + b)) for x in xs]
+        self.polygon([*zip(xs, tops), (1.0, 1.0), (0.0, 1.0)], colour)
+
+    def speckle(self, count: int, y0: float, colours: list[Colour], r: float = 0.008) -> None:
+        """Small flat spots on the ground below y0, larger in front."""
+        for _ in range(count):
+            y = self.rng.uniform(y0, 1)
+            near = 0.5 + (y - y0) / (1 - y0)
+            self.ellipse(self.rng.random(), y, 2 * r * near, 0.7 * r * near, self.rng.choice(colours))
+
+
+def _jitter(colour: Colour, rng: Random, spread: int = 12) -> Colour:
+    red, green, blue = (max(0, min(255, value + rng.randint(-spread, spread))) for value in colour)
+    return red, green, blue
+
+
+PLAIN = [
+    *((246, 246, 246), (196, 226, 250), (250, 214, 222), (252, 236, 170), (202, 238, 202), (222, 208, 246)),
+    *((255, 214, 170), (150, 205, 196), (236, 120, 110), (96, 150, 220), (70, 70, 86), (190, 190, 196)),
+]
+
+
+def _plain(c: Canvas) -> None:
+    colour = _jitter(c.rng.choice(PLAIN), c.rng, 8)
+    if c.rng.random() < 0.5:
+        c.image.paste(colour, (0, 0, c.size, c.size))
+    else:
+        darker = (colour[0] * 4 // 5, colour[1] * 4 // 5, colour[2] * 4 // 5)
+        c.gradient(*((colour, darker) if c.rng.random() < 0.6 else (darker, colour)))
+
+
+def _beach(c: Canvas) -> None:
+    c.sky()
+    c.gradient(c.lit((36, 140, 190)), c.lit((90, 196, 214)), 0.48, 0.74)
+    for _ in range(8):
+        x, y = c.rng.random(), c.rng.uniform(0.5, 0.68)
+        c.box(x, y, x + c.rng.uniform(0.03, 0.1), y + 0.006, c.lit((150, 215, 230)))
+    c.hills(0.7, 0.02, c.lit((240, 246, 246)))
+    c.hills(0.72, 0.02, c.lit((238, 216, 160)))
+    c.speckle(14, 0.78, [c.lit((222, 196, 138)), c.lit((250, 234, 190))], 0.006)
+
+
+def _sea(c: Canvas) -> None:
+    c.sky()
+    c.gradient(c.lit((28, 104, 176)), c.lit((16, 66, 130)), 0.55, 1)
+    for i in range(5):
+        y = 0.58 + 0.09 * i
+        c.hills(y, 0.008 + 0.004 * i, c.lit((30 - 3 * i, 112 - 9 * i, 186 - 11 * i), 6), 4)
+    for _ in range(12):
+        y = c.rng.uniform(0.57, 0.97)
+        x, width = c.rng.random(), 0.02 + (y - 0.5) * c.rng.uniform(0.04, 0.2)
+        c.box(x, y, x + width, y + 0.007, c.lit((120, 180, 226)))
+
+
+def _underwater(c: Canvas) -> None:
+    night = c.condition == "night"
+    c.gradient(*(((16, 60, 120), (4, 14, 46)) if night else ((64, 176, 224), (10, 60, 132))))
+    if not night:
+        for _ in range(4):
+            x, w = c.rng.random(), c.rng.uniform(0.03, 0.08)
+            ray = Image.new("L", c.image.size)
+            points = [(x, 0), (x + w, 0), (x + 3 * w - 0.1, 0.8), (x + w - 0.14, 0.8)]
+            ImageDraw.Draw(ray).polygon([(px * c.size, py * c.size) for px, py in points], fill=26)
+            c.image.paste((200, 240, 255), (0, 0), ray)
+    c.hills(0.88, 0.03, c.lit((196, 176, 122)))
+    for _ in range(7):
+        x, foot = c.rng.random(), c.rng.uniform(0.9, 1)
+        sway, height = c.rng.uniform(-0.05, 0.05), c.rng.uniform(0.1, 0.25)
+        green = c.lit((34, 128, 84), 20)
+        c.polygon([(x - 0.012, foot), (x + sway, foot - height), (x + 0.012, foot)], green)
+    for _ in range(c.rng.randint(4, 14)):
+        c.ellipse(c.rng.random(), c.rng.random() * 0.85, *[c.rng.uniform(0.004, 0.014)] * 2, (190, 226, 246))
+
+
+def _meadow(c: Canvas) -> None:
+    c.sky()
+    c.hills(0.6, 0.04, c.lit((128, 186, 100)))
+    c.hills(0.7, 0.025, c.lit((108, 178, 74)))
+    c.speckle(26, 0.74, [c.lit((92, 160, 62)), c.lit((134, 200, 96))])
+    if c.condition != "snow":
+        flowers = [c.lit(f) for f in ((250, 224, 90), (246, 246, 250), (240, 120, 150), (190, 130, 230))]
+        c.speckle(14, 0.76, flowers, 0.006)
+    else:
+        c.hills(0.74, 0.02, c.lit((238, 242, 248)))
+
+
+def _forest(c: Canvas) -> None:
+    c.sky()
+    for y, colour in ((0.42, (86, 136, 96)), (0.5, (60, 116, 74))):  # far woods, tree by tree
+        for i in range(18):
+            x, tall = i / 17 + c.rng.uniform(-0.03, 0.03), c.rng.uniform(0.12, 0.22)
+            shade = c.lit(colour, 12)
+            if c.rng.random() < 0.6:
+                c.polygon([(x - 0.06, y + 0.2), (x, y - tall + 0.1), (x + 0.06, y + 0.2)], shade)
+            else:
+                c.ellipse(x, y + 0.06, 0.06, tall / 1.6, shade)
+    c.hills(0.66, 0.02, c.lit((238, 242, 248) if c.condition == "snow" else (92, 146, 66)))
+    c.speckle(24, 0.7, [c.lit((78, 128, 56)), c.lit((112, 166, 84))])
+
+
+def _mountains(c: Canvas) -> None:
+    c.sky()
+    for y, colour in ((0.62, (130, 142, 170)), (0.7, (96, 106, 128))):
+        for _ in range(3):
+            x, half, top = c.rng.random(), c.rng.uniform(0.22, 0.4), c.rng.uniform(0.14, 0.4)
+            c.polygon([(x - half, y), (x, top), (x + half, y)], c.lit(colour))
+            cut = 0.3 * (y - top)
+            share = cut / (y - top)
+            crown = [(x - half * share, top + cut), (x, top), (x + half * share, top + cut)]
+            crown[2:2] = []
+            teeth = [(x + half * share * k, top + cut * (1 if i % 2 else 0.72)) for i, k in enumerate((0.5, 0, -0.5))]
+            c.polygon([*crown, *teeth], c.lit((244, 248, 252)))
+    c.hills(0.66, 0.02, c.lit((226, 232, 240) if c.condition == "snow" else (104, 150, 92)))
+    c.speckle(16, 0.72, [c.lit((130, 134, 128)), c.lit((84, 130, 76))])
+
+
+def _desert(c: Canvas) -> None:
+    c.sky()
+    c.hills(0.56, 0.04, c.lit((226, 180, 112)))
+    c.hills(0.66, 0.04, c.lit((236, 196, 128)))
+    c.hills(0.76, 0.03, c.lit((228, 182, 110)))
+    c.speckle(12, 0.76, [c.lit((206, 158, 92)), c.lit((244, 212, 154))])
+
+
+def _snow(c: Canvas) -> None:
+    c.sky()
+    c.hills(0.58, 0.05, c.lit((206, 220, 238)))
+    c.hills(0.68, 0.03, c.lit((230, 238, 248)))
+    c.hills(0.78, 0.02, c.lit((246, 249, 253), 4))
+    c.speckle(10, 0.78, [c.lit((222, 232, 244))], 0.012)
+
+
+def _tower(c: Canvas, x: float, top: float, width: float, foot: float, colour: Colour) -> None:
+    """A house with windows, lit ones at night."""
+    c.box(x, top, x + width, foot, colour)
+    dark = (colour[0] * 2 // 3, colour[1] * 2 // 3, colour[2] * 3 // 4)
+    shine = (255, 222, 120) if c.condition in ("night", "sunset") else (208, 228, 240)
+    columns = max(2, round(width / 0.04))
+    for i in range(columns):
+        for j in range(int((foot - top) / 0.055)):
+            px, py = x + (i + 0.3) * width / columns, top + 0.025 + j * 0.055
+            c.box(px, py, px + 0.4 * width / columns, py + 0.026, shine if c.rng.random() < 0.62 else dark)
+    if c.rng.random() < 0.25:
+        c.box(x + width / 2 - 0.004, top - 0.06, x + width / 2 + 0.004, top, colour)
+
+
+HOUSES = [(112, 122, 142), (140, 128, 132), (96, 110, 132), (168, 140, 120), (122, 136, 140), (150, 96, 84)]
+
+
+def _city(c: Canvas) -> None:
+    c.sky()
+    for low, far in ((0.18, True), (0.34, False)):
+        x = c.rng.uniform(-0.08, 0)
+        while x < 1:
+            width = c.rng.uniform(0.09, 0.2)
+            colour = c.lit(c.rng.choice(HOUSES))
+            if far:
+                haze = SKIES[c.condition][1]
+                colour = (colour[0] // 2 + haze[0] // 2, colour[1] // 2 + haze[1] // 2, colour[2] // 2 + haze[2] // 2)
+            _tower(c, x, c.rng.uniform(low, low + 0.24), width, 0.76, colour)
+            x += width + c.rng.choice((0.0, 0.0, 0.02))
+    c.box(0, 0.74, 1, 1, c.lit((150, 150, 152)))
+    c.box(0, 0.79, 1, 1, c.lit((84, 86, 92)))
+    for i in range(5):
+        c.box(0.05 + i * 0.22, 0.9, 0.15 + i * 0.22, 0.912, c.lit((236, 232, 214)))
+
+
+def _street(c: Canvas) -> None:
+    """Small houses with roofs and doors along a road."""
+    c.sky()
+    x = c.rng.uniform(-0.1, 0)
+    while x < 1:
+        width, top = c.rng.uniform(0.2, 0.3), c.rng.uniform(0.34, 0.46)
+        wall = c.lit(c.rng.choice([(240, 214, 170), (226, 160, 130), (186, 206, 222), (244, 236, 220), (170, 196, 160)]))
+        roof = c.lit(c.rng.choice([(176, 70, 56), (110, 86, 80), (80, 96, 120)]))
+        c.box(x, top, x + width, 0.76, wall)
+        c.polygon([(x - 0.02, top), (x + width / 2, top - 0.15), (x + width + 0.02, top)], roof)
+        shine = (255, 222, 120) if c.condition in ("night", "sunset") else c.lit((150, 200, 230))
+        for px in (0.14, 0.62):
+            c.box(x + px * width, top + 0.05, x + (px + 0.24) * width, top + 0.13, shine)
+        c.box(x + 0.4 * width, 0.6, x + 0.62 * width, 0.76, c.lit((120, 72, 48)))
+        x += width + c.rng.uniform(0.02, 0.06)
+    c.box(0, 0.75, 1, 1, c.lit((186, 184, 180)))
+    c.box(0, 0.8, 1, 1, c.lit((96, 98, 104)))
+    for i in range(5):
+        c.box(0.05 + i * 0.22, 0.905, 0.15 + i * 0.22, 0.917, c.lit((240, 236, 220)))
+
+
+def _room(c: Canvas) -> None:
+    wall = _jitter(c.rng.choice([(238, 222, 196), (198, 218, 226), (214, 226, 200), (236, 206, 206)]), c.rng, 8)
+    floor = _jitter(c.rng.choice([(176, 126, 84), (150, 104, 72), (196, 160, 122), (140, 140, 150)]), c.rng, 8)
+    dim = 0.55 if c.condition == "night" else 1.0
+    wall, floor = (tuple(round(value * dim) for value in colour) for colour in (wall, floor))  # type: ignore[misc]
+    c.image.paste(wall, (0, 0, c.size, c.size))
+    x, top, low = c.rng.choice((0.08, 0.34, 0.6)), SKIES[c.condition][0], SKIES[c.condition][1]
+    frame = (round(250 * dim), round(248 * dim), round(244 * dim))
+    c.box(x - 0.02, 0.1, x + 0.34, 0.48, frame)
+    c.box(x, 0.12, x + 0.32, 0.46, low)
+    c.box(x, 0.12, x + 0.32, 0.26, top)
+    if c.condition in ("rain", "snow"):
+        for _ in range(24):
+            px, py = x + c.rng.random() * 0.31, 0.12 + c.rng.random() * 0.3
+            c.box(px, py, px + 0.006, py + (0.03 if c.condition == "rain" else 0.008), (236, 242, 250))
+    c.box(x + 0.15, 0.12, x + 0.17, 0.46, frame)
+    c.box(x, 0.28, x + 0.32, 0.3, frame)
+    c.box(0, 0.7, 1, 0.73, frame)
+    c.box(0, 0.72, 1, 1, floor)
+    for i in range(1, 5):
+        y = 0.72 + 0.28 * (i / 5) ** 1.4
+        c.box(0, y, 1, y + 0.005, tuple(value * 7 // 8 for value in floor))  # type: ignore[arg-type]
+
+
+def _stage(c: Canvas) -> None:
+    red = _jitter(c.rng.choice([(150, 24, 36), (96, 24, 96), (24, 44, 110)]), c.rng, 10)
+    dark = (red[0] // 4, red[1] // 4, red[2] // 4)
+    c.image.paste(dark, (0, 0, c.size, c.size))
+    beam = Image.new("L", c.image.size)
+    x = c.rng.uniform(0.4, 0.6)
+    cone = [(x - 0.04, 0), (x + 0.04, 0), (x + 0.34, 0.9), (x - 0.34, 0.9)]
+    ImageDraw.Draw(beam).polygon([(px * c.size, py * c.size) for px, py in cone], fill=90)
+    c.image.paste((255, 244, 200), (0, 0), beam)
+    c.box(0, 0.76, 1, 1, (112, 74, 50))
+    c.ellipse(x, 0.88, 0.36, 0.08, (206, 162, 112))
+    for side in (0, 1):
+        for i in range(4):
+            fold = 0.18 - 0.045 * i
+            shade = tuple(value * (5 - i % 2) // 5 for value in red)
+            c.box(0 if side == 0 else 1 - fold, 0, fold if side == 0 else 1, 0.8, shade)  # type: ignore[arg-type]
+    for i in range(8):
+        c.ellipse(i / 7, 0.0, 0.09, 0.1, tuple(value * (4 + i % 2) // 5 for value in red))  # type: ignore[arg-type]
+
+
+def _space(c: Canvas) -> None:
+    c.gradient(_jitter((12, 8, 36), c.rng), _jitter((30, 14, 60), c.rng))
+    glow = Image.new("L", (32, 32))
+    pixels: npt.NDArray[np.float64] = np.zeros((32, 32))
+    ys, xs = np.mgrid[0:32, 0:32] / 32
+    for _ in range(2):
+        x, y, r = c.rng.random(), c.rng.random(), c.rng.uniform(0.15, 0.4)
+        pixels += 70 * np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / r**2)
+    glow = Image.fromarray(pixels.clip(0, 110).astype(np.uint8)).resize(c.image.size, Image.Resampling.BICUBIC)
+    c.image.paste(c.rng.choice([(150, 60, 170), (50, 110, 190), (190, 80, 110)]), (0, 0), glow)
+    c.stars(70)
+
+
+def _moon(c: Canvas) -> None:
+    c.image.paste((8, 8, 18), (0, 0, c.size, c.size))
+    c.stars(50, 0.6)
+    _craters(c, (176, 176, 180), (142, 142, 148), (206, 206, 210))
+    if c.rng.random() < 0.5:  # the earth
+        x, y = c.rng.uniform(0.1, 0.9), c.rng.uniform(0.1, 0.25)
+        c.ellipse(x, y, 0.07, 0.07, (60, 130, 210))
+        c.ellipse(x - 0.02, y - 0.02, 0.03, 0.024, (90, 170, 96))
+        c.ellipse(x + 0.03, y + 0.025, 0.02, 0.016, (90, 170, 96))
+
+
+def _mars(c: Canvas) -> None:
+    skies = {
+        "day": ((196, 128, 92), (234, 186, 146)),
+        "sunset": ((120, 84, 90), (150, 150, 176)),
+        "night": ((22, 10, 20), (70, 34, 34)),
+        "sandstorm": ((188, 120, 72), (196, 128, 80)),
+    }
+    c.gradient(*skies[c.condition], 0, 0.8)
+    if c.condition == "night":
+        c.stars(40, 0.5)
+    c.hills(0.6, 0.05, c.lit((164, 78, 48)))
+    _craters(c, (190, 92, 54), (150, 66, 38), (210, 116, 74))
+    c.speckle(10, 0.75, [c.lit((128, 54, 32)), c.lit((112, 48, 30))], 0.012)
+
+
+def _craters(c: Canvas, ground: Colour, dark: Colour, light: Colour) -> None:
+    c.hills(0.68, 0.03, c.lit(ground))
+    for _ in range(7):
+        y = c.rng.uniform(0.74, 0.98)
+        x, r = c.rng.random(), c.rng.uniform(0.03, 0.07) * (0.5 + 2 * (y - 0.7))
+        c.ellipse(x, y + 0.006, 1.1 * r, 0.44 * r, c.lit(light, 4))
+        c.ellipse(x, y, r, 0.36 * r, c.lit(dark, 4))
+
+
+PLACES: dict[str, Place] = {
+    "plain": Place(paint=_plain, ground=(0.86, 0.94), conditions=("",), sky=False),
+    "beach": Place(paint=_beach, plants=("1F334", "1F41A", "26F1"), conditions=("day", "sunset", "night", "rain", "fog")),
+    "sea": Place(paint=_sea, ground=(0.7, 0.9), floats=True, conditions=("day", "sunset", "night", "rain", "fog")),
+    "underwater": Place(
+        paint=_underwater, plants=("1FAB8",), conditions=("day", "night"), sky=False, weightless=True, floats=True
+    ),
+    "meadow": Place(paint=_meadow, plants=("1F33C", "1F337", "1F333", "1F33B")),
+    "forest": Place(paint=_forest, plants=("1F332", "1F333")),
+    "mountains": Place(paint=_mountains, plants=("1F332", "1FAA8")),
+    "desert": Place(paint=_desert, plants=("1F335",), conditions=("day", "sunset", "night", "fog")),
+    "snow": Place(paint=_snow, plants=("1F332", "26C4"), conditions=("day", "sunset", "night", "snow", "fog")),
+    "city": Place(paint=_city, ground=(0.84, 0.95)),
+    "street": Place(paint=_street, plants=("1F333", "1F6A6"), ground=(0.82, 0.95)),
+    "room": Place(
+        paint=_room, plants=("1FAB4", "1FA91"), ground=(0.82, 0.95), sky=False,
+        conditions=("day", "night", "rain", "snow"),
+    ),
+    "stage": Place(paint=_stage, ground=(0.84, 0.93), conditions=("",), sky=False),
+    "space": Place(paint=_space, plants=("1FA90",), conditions=("",), sky=False, weightless=True),
+    "moon": Place(paint=_moon, conditions=("",), sky=False),
+    "mars": Place(paint=_mars, conditions=("day", "sunset", "night", "sandstorm"), sky=False),
+}  # fmt: skip
+
+
+def paint_place(name: str, condition: str, size: int, rng: Random) -> Image.Image:
+    """The background of a place, RGB, `size` pixels a side."""
+    canvas = Canvas(size, condition, rng)
+    PLACES[name].paint(canvas)
+    return canvas.image

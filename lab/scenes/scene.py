@@ -1,0 +1,60 @@
+"""A scene's facts: what is in it, doing what, where, painted how. All that captions and judges know of it.
+
+Place: between chance (`imagine`) and the picture (`layout`, `render`) and its words (`captions`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Event = Literal[
+    "alone", "beside", "count", "above", "before", "on", "inside", "under", "surround",
+    "ride", "hold", "eat", "cards", "chess", "music", "ball",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """One thing, as it is: recoloured, "tiny" or "huge", dressed in an outfit's clothes, wearing a hat or the like."""
+
+    concept: str
+    colour: str = ""
+    size: str = ""
+    outfit: str = ""
+    worn: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What happens: `event` says what actors[0] does to actors[1], or that `count` of actors[0] are there.
+
+    beside: from left to right as listed. above, on, inside, under: the first is above (on ...) the second. before:
+    the first stands in front. surround: the second's copies stand around the first. ride: the first rides or drives
+    the second. hold, eat, music, ball: the first holds (eats, plays) the second. cards, chess: all play.
+    `painting` is a way of painting, "" for none; `style` the drawing style of the sprites.
+    """
+
+    event: Event
+    actors: tuple[Actor, ...]
+    count: int = 1
+    place: str = "plain"
+    condition: str = ""
+    painting: str = ""
+    style: str
+
+
+Combination = tuple[str, str, str]  # kind ("pair", "ride", "dress", "place"), two names
+
+
+def combinations(scene: Scene) -> list[Combination]:
+    """Everything that meets in a scene, the parts of a pair in alphabetic order."""
+    things = [actor.concept for actor in scene.actors]
+    found: list[Combination] = []
+    if scene.event == "ride":
+        found.append(("ride", things[0], things[1]))
+    else:
+        pairs = {(min(a, b), max(a, b)) for i, a in enumerate(things) for b in things[i + 1 :] if a != b}
+        found += [("pair", *pair) for pair in sorted(pairs)]
+    found += [("dress", actor.concept, actor.outfit) for actor in scene.actors if actor.outfit]
+    if scene.place != "plain":
+        found += [("place", concept, scene.place) for concept in dict.fromkeys(things)]
+    return found

@@ -1,0 +1,170 @@
+"""What scenes may hold: things with their sizes and names, and the tables of anchors, as dataclasses.
+
+Place: read once (things.toml, anchors.toml, Unicode's names), used by everything that imagines, draws or names a
+scene. A thing enters only if every style draws it and emblem's own training may see it: the concepts, and the drawings
+of a concept in one style, that emblem holds out for its tables stay unseen in scenes too.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from lab.scenes.sprites import STYLES, Sprites
+from qkv.config import build
+from qkv.data import emblem, splits
+from qkv.data.concepts import Emojibase, base_of
+from qkv.data.npm import fetch
+
+LANGUAGES = ("en", "de", "fr", "zh-hant")
+Where = Literal["ground", "air", "water"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thing:
+    """A concept in scenes; `size` is its longer side as a share of the picture's."""
+
+    concept: str
+    where: Where
+    size: float
+    subgroup: str
+    names: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """An entry of anchors.toml: fractions by drawing (see `drawing`), and how captions say it."""
+
+    noto: tuple[float, ...] = ()
+    fluent: tuple[float, ...] = ()
+    twemoji: tuple[float, ...] = ()
+    sit: str = ""  # mounts: "behind" for what one drives
+    inside: bool = False  # outfits: the head goes into a helmet
+    role: str = ""  # outfits: what it makes of its wearer, in English
+    en: str = ""
+    de: str = ""
+    fr: str = ""
+    zh: str = ""
+
+    def at(self, style: str) -> tuple[float, ...]:
+        """The numbers for a drawing style, () where it has none."""
+        return getattr(self, drawing(style))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    at: tuple[float, float]  # the brow, the eyes
+    whole: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worn:
+    on: Literal["hat", "eyes", "neck"]
+    wide: float
+    en: str
+    de: str
+    fr: str
+    zh: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """All of it; the keys are concepts. `drawn` holds the (style, concept) pairs that training may see."""
+
+    things: Mapping[str, Thing]
+    mounts: Mapping[str, Named]
+    outfits: Mapping[str, Named]
+    heads: Mapping[str, Head]
+    worn: Mapping[str, Worn]
+    roles: Mapping[str, tuple[str, ...]]
+    names: Mapping[str, Mapping[str, str]] = field(repr=False)  # by language, of every concept
+    drawn: frozenset[tuple[str, str]] = field(repr=False)
+
+    def name(self, concept: str, language: str) -> str:
+        """Its name; a head has that of its whole animal."""
+        head = self.heads.get(concept)
+        return self.names[language][head.whole if head and head.whole in self.names[language] else concept]
+
+    @cached_property
+    def by_where(self) -> Mapping[str, tuple[str, ...]]:
+        rows: dict[str, list[str]] = {"ground": [], "air": [], "water": []}
+        for thing in self.things.values():
+            rows[thing.where].append(thing.concept)
+        return {where: tuple(sorted(concepts)) for where, concepts in rows.items()}
+
+
+def drawing(style: str) -> str:
+    """Whose shapes a style has: three of them colour the same ones."""
+    return style if style in ("noto", "twemoji") else "fluent"
+
+
+def of(names: Mapping[str, Mapping[str, str]], subgroups: Mapping[str, str], drawn: frozenset[tuple[str, str]]) -> Any:
+    """The vocabulary of concepts with these names (by language) and Unicode subgroups, as far as they are drawn."""
+    table, anchors = _toml("things"), _toml("anchors")
+    for named in ("mounts", "outfits"):
+        for row in anchors[named].values():
+            row.update({key: (row[key],) for key in ("noto", "fluent", "twemoji") if isinstance(row.get(key), float)})
+    everywhere = {concept for _, concept in drawn if all((style, concept) in drawn for style in STYLES)}
+    everywhere &= set.intersection(*(set(names[language]) for language in LANGUAGES))
+
+    def rows(name: str, kind: type[Any]) -> dict[str, Any]:
+        return {key: build(kind, row, f"{name}.{key}") for key, row in anchors[name].items() if key in everywhere}
+
+    return Vocabulary(
+        things={concept: thing for concept in sorted(everywhere) if (thing := _thing(concept, table, subgroups, names))},
+        mounts=rows("mounts", Named),
+        outfits=rows("outfits", Named),
+        heads=rows("heads", Head),
+        worn=rows("worn", Worn),
+        roles={name: tuple(key for key in keys if key in everywhere) for name, keys in table["roles"].items()},
+        names=names,
+        drawn=drawn,
+    )  # fmt: skip
+
+
+def _thing(
+    concept: str, table: dict[str, Any], subgroups: Mapping[str, str], names: Mapping[str, Mapping[str, str]]
+) -> Thing | None:
+    extra = {key: where for where in ("ground", "air") for key in table["extra"][where]}
+    rule = table["subgroups"].get(subgroups.get(concept, ""))
+    if concept in table["extra"]["left_out"] or (rule is None and concept not in extra):
+        return None
+    where, size = rule or (extra[concept], 0.3)
+    return Thing(
+        concept=concept,
+        where=table["places"].get(concept, extra.get(concept, where)),
+        size=table["sizes"].get(concept, size),
+        subgroup=subgroups.get(concept, ""),
+        names={language: names[language][concept] for language in LANGUAGES},
+    )
+
+
+def load(sprites: Sprites) -> Vocabulary:
+    """The vocabulary that these sprites can draw, with Unicode's names. Raises what `npm.fetch` raises."""
+    table = emblem.table()
+    known = Emojibase(fetch(table.names.pin, emblem.data_folder().parent / "packages"))
+    names = {
+        language: {key: words.name for key, words in known.languages[language].items()} for language in LANGUAGES
+    }
+    drawn = frozenset(
+        (style, concept)
+        for style, row in sprites.images.items()
+        for concept in row
+        if may_see(style, concept, known, table.seed)
+    )
+    return of(names, {key: concept.subgroup for key, concept in known.concepts.items()}, drawn)
+
+
+def may_see(style: str, concept: str, known: Emojibase, seed: int) -> bool:
+    """Whether emblem's training may see this drawing; see `splits.assign`."""
+    base = known.concepts[concept].base if concept in known.concepts else base_of(concept, "")
+    if base in splits.SHOWN | splits.COLLECTIVE:
+        return True
+    unseen = splits.fraction(seed, "base", base) < splits.TEST + splits.VALIDATION
+    return not unseen and splits.fraction(seed, "cell", base, style) >= splits.CELLS
+
+
+def _toml(name: str) -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
