@@ -56,9 +56,7 @@ def bounds(figure: Iterable[Part]) -> tuple[float, float, float, float]:
 def moved(figure: Figure, scale: float, x: float, y: float) -> Figure:
     """The figure scaled about (0, 0), then moved."""
     return tuple(
-        replace(
-            part, x=part.x * scale + x, y=part.y * scale + y, width=part.width * scale, height=part.height * scale
-        )
+        replace(part, x=part.x * scale + x, y=part.y * scale + y, width=part.width * scale, height=part.height * scale)
         for part in figure
     )
 

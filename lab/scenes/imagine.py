@@ -5,6 +5,7 @@ number; a scene with a held-out combination is thrown away and drawn again, or k
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from random import Random
 
 from lab.scenes.heldout import held_out
@@ -21,13 +22,15 @@ COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink",
 ROUNDS = 400  # tries until a scene is one that was asked for
 
 
-def imagine(vocabulary: Vocabulary, seed: int, number: int, *, kinds: frozenset[str] = frozenset()) -> Scene:
+def imagine(
+    vocabulary: Vocabulary, seed: int, number: int, *, kinds: frozenset[str] = frozenset(), painted: bool = True
+) -> Scene:
     """The facts of scene `number`. `kinds`: of combinations that must be held out ("pair" ...), all others seen; with
     none every combination is one that training may see. Raises InputError if there seems to be no such scene."""
     for turn in range(ROUNDS):
         scene = _scene(vocabulary, Random(f"{seed} {number} {turn}"), kinds)
         if held_out(scene) == kinds and all((scene.style, actor.concept) in vocabulary.drawn for actor in scene.actors):
-            return scene
+            return scene if painted else replace(scene, painting="")
     raise InputError(f"no scene whose held-out combinations are {sorted(kinds)} was found in {ROUNDS} tries")
 
 

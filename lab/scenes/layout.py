@@ -7,7 +7,7 @@ own: equal facts with another `rng` give another picture of the same scene.
 from collections.abc import Callable
 from random import Random
 
-from lab.scenes.figures import Artist, Figure, bounds, mirrored, moved, stood
+from lab.scenes.figures import Artist, Figure, bounds, mirrored, stood
 from lab.scenes.places import PLACES, Place
 from lab.scenes.scene import Actor, Scene
 

@@ -47,7 +47,7 @@ def _oil(image: Image.Image, rng: Random) -> Image.Image:
     out = image.filter(ImageFilter.GaussianBlur(size / 50))
     draw = ImageDraw.Draw(out)
     field = rng.random() * 3.1
-    for long, wide, count in ((0.085, 0.034, 700), (0.05, 0.02, 1500)):
+    for long, wide, count in ((0.085, 0.034, 420), (0.05, 0.018, 1300)):
         for _ in range(count):
             x, y = rng.randrange(size), rng.randrange(size)
             dx, dy = float(gx[y, x]), float(gy[y, x])
@@ -64,14 +64,14 @@ def _oil(image: Image.Image, rng: Random) -> Image.Image:
 def _watercolour(image: Image.Image, rng: Random) -> Image.Image:
     """Pale flat washes that dry darker at their edges, on rough paper."""
     size = image.width
-    soft = image.filter(ImageFilter.MedianFilter(5)).filter(ImageFilter.GaussianBlur(0.6))
+    soft = image.filter(ImageFilter.MedianFilter(3)).filter(ImageFilter.GaussianBlur(0.5))
     pixels = np.asarray(soft).astype(np.float32)
-    coarse = Image.fromarray((128 + 40 * _noise(rng, (12, 12))).clip(0, 255).astype(np.uint8))
+    coarse = Image.fromarray((128 + 28 * _noise(rng, (10, 10))).clip(0, 255).astype(np.uint8))
     blotch = np.asarray(coarse.resize(image.size, Image.Resampling.BICUBIC)).astype(np.float32)[..., None] - 128
     rim = np.asarray(soft.convert("L").filter(ImageFilter.FIND_EDGES).filter(ImageFilter.GaussianBlur(0.7)))
-    washed = 255 - 0.62 * (255 - pixels) + 0.35 * blotch
-    paper = 5 * _noise(rng, (size, size, 1))
-    return _image(washed - 0.35 * rim.astype(np.float32)[..., None] + paper)
+    washed = 255 - 0.72 * (255 - pixels) + 0.4 * blotch
+    paper = 3.5 * _noise(rng, (size, size, 1))
+    return _image(washed - 0.6 * rim.astype(np.float32)[..., None] + paper)
 
 
 def _pencil(image: Image.Image, rng: Random) -> Image.Image:
@@ -81,8 +81,8 @@ def _pencil(image: Image.Image, rng: Random) -> Image.Image:
     base, top = np.asarray(grey).astype(np.float32), np.asarray(light).astype(np.float32)
     dodge = np.minimum(255, base * 255 / np.maximum(1, 255 - top))
     ys, xs = np.mgrid[0 : image.height, 0 : image.width]
-    hatch = ((xs + ys) % 5 < 2) & (base < 120)
-    lines = dodge * 0.82 + 0.18 * base - 38 * hatch + 6 * _noise(rng, base.shape)
+    hatch = ((xs + ys) % 4 < 2) & (base < 130)
+    lines = 0.62 * dodge + 0.38 * base - 34 * hatch - 0.3 * np.clip(235 - dodge, 0, 120) + 5 * _noise(rng, base.shape)
     return Image.fromarray(lines.clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
@@ -112,8 +112,8 @@ def _sepia(image: Image.Image, rng: Random) -> Image.Image:
     grey = np.asarray(image.convert("L")).astype(np.float32)[..., None] / 255
     ys, xs = np.mgrid[0 : image.height, 0 : image.width].astype(np.float32) / image.width - 0.5
     rim = 1 - 0.9 * np.clip(xs**2 + ys**2 - 0.16, 0, 1)[..., None]
-    tone = np.array([60, 38, 18], np.float32) + grey * np.array([192, 186, 160], np.float32)
-    return _image(tone * rim + 4 * _noise(rng, (*grey.shape[:2], 1)))
+    tone = np.array([34, 18, 4], np.float32) + grey * np.array([218, 208, 176], np.float32)
+    return _image(tone * rim + 3 * _noise(rng, (*grey.shape[:2], 1)))
 
 
 def _image(pixels: Numbers) -> Image.Image:

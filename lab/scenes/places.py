@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
 EARTH = ("day", "sunset", "night", "rain", "snow", "fog")
+WARM = ("day", "sunset", "night", "rain", "fog")
 
 SKIES: dict[str, tuple[Colour, Colour]] = {  # top, horizon
     "day": ((96, 172, 240), (196, 228, 250)),
@@ -267,13 +268,16 @@ def _city(c: Canvas) -> None:
         c.box(0.05 + i * 0.22, 0.9, 0.15 + i * 0.22, 0.912, c.lit((236, 232, 214)))
 
 
+WALLS = [(240, 214, 170), (226, 160, 130), (186, 206, 222), (244, 236, 220), (170, 196, 160)]
+
+
 def _street(c: Canvas) -> None:
     """Small houses with roofs and doors along a road."""
     c.sky()
     x = c.rng.uniform(-0.1, 0)
     while x < 1:
         width, top = c.rng.uniform(0.2, 0.3), c.rng.uniform(0.34, 0.46)
-        wall = c.lit(c.rng.choice([(240, 214, 170), (226, 160, 130), (186, 206, 222), (244, 236, 220), (170, 196, 160)]))
+        wall = c.lit(c.rng.choice(WALLS))
         roof = c.lit(c.rng.choice([(176, 70, 56), (110, 86, 80), (80, 96, 120)]))
         c.box(x, top, x + width, 0.76, wall)
         c.polygon([(x - 0.02, top), (x + width / 2, top - 0.15), (x + width + 0.02, top)], roof)
@@ -382,8 +386,8 @@ def _craters(c: Canvas, ground: Colour, dark: Colour, light: Colour) -> None:
 
 PLACES: dict[str, Place] = {
     "plain": Place(paint=_plain, ground=(0.86, 0.94), conditions=("",), sky=False),
-    "beach": Place(paint=_beach, plants=("1F334", "1F41A", "26F1"), conditions=("day", "sunset", "night", "rain", "fog")),
-    "sea": Place(paint=_sea, ground=(0.7, 0.9), floats=True, conditions=("day", "sunset", "night", "rain", "fog")),
+    "beach": Place(paint=_beach, plants=("1F334", "1F41A", "26F1"), conditions=WARM),
+    "sea": Place(paint=_sea, ground=(0.7, 0.9), floats=True, conditions=WARM),
     "underwater": Place(
         paint=_underwater, plants=("1FAB8",), conditions=("day", "night"), sky=False, weightless=True, floats=True
     ),

@@ -59,7 +59,7 @@ def _light(condition: str) -> tuple[int, int, int]:
 
 def _shadow(image: Image.Image, figure: Figure) -> None:
     """A flat dark spot under what stands on the ground."""
-    left, top, right, bottom = bounds(figure)
+    left, _, right, bottom = bounds(figure)
     if not 0.6 < bottom < 0.99:
         return
     size, half = image.width, 0.42 * (right - left)
@@ -139,7 +139,9 @@ def recolour(picture: Image.Image, colour: str) -> Image.Image:
     middle = float(np.median(lightness[chosen])) if chosen.any() else 0.5
     relative = lightness / max(middle, 0.05)
     target = np.array(TARGETS[colour], np.float32) / 255
-    shade = np.where(relative <= 1, target * np.power(relative, 0.8), 1 - (1 - target) * np.power(relative, -1.2))
+    shade = np.where(
+        relative <= 1, target * np.power(relative, 0.8), 1 - (1 - target) * np.power(np.maximum(relative, 1), -1.2)
+    )
     mixed = weight * shade + (1 - weight) * rgb
     return Image.fromarray(np.concatenate((mixed.clip(0, 1) * 255, rgba[..., 3:]), -1).round().astype(np.uint8))
 

@@ -38,7 +38,7 @@ def _card(draw: ImageDraw.ImageDraw, w: int, h: int, colour: Colour) -> None:
 
 
 def _chip(draw: ImageDraw.ImageDraw, w: int, h: int, colour: Colour) -> None:
-    draw.ellipse((0, 0.2 * h, w - 1, h - 1), fill=tuple(value * 2 // 3 for value in colour) + (255,))
+    draw.ellipse((0, 0.2 * h, w - 1, h - 1), fill=(*(value * 2 // 3 for value in colour), 255))
     draw.ellipse((0, 0, w - 1, 0.8 * h), fill=(*colour, 255))
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from rich.progress import track
 

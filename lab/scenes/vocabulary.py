@@ -100,7 +100,9 @@ def drawing(style: str) -> str:
     return style if style in ("noto", "twemoji") else "fluent"
 
 
-def of(names: Mapping[str, Mapping[str, str]], subgroups: Mapping[str, str], drawn: frozenset[tuple[str, str]]) -> Any:
+def of(
+    names: Mapping[str, Mapping[str, str]], subgroups: Mapping[str, str], drawn: frozenset[tuple[str, str]]
+) -> Vocabulary:
     """The vocabulary of concepts with these names (by language) and Unicode subgroups, as far as they are drawn."""
     table, anchors = _toml("things"), _toml("anchors")
     for named in ("mounts", "outfits"):
@@ -113,7 +115,7 @@ def of(names: Mapping[str, Mapping[str, str]], subgroups: Mapping[str, str], dra
         return {key: build(kind, row, f"{name}.{key}") for key, row in anchors[name].items() if key in everywhere}
 
     return Vocabulary(
-        things={concept: thing for concept in sorted(everywhere) if (thing := _thing(concept, table, subgroups, names))},
+        things={key: thing for key in sorted(everywhere) if (thing := _thing(key, table, subgroups, names))},
         mounts=rows("mounts", Named),
         outfits=rows("outfits", Named),
         heads=rows("heads", Head),
@@ -121,7 +123,7 @@ def of(names: Mapping[str, Mapping[str, str]], subgroups: Mapping[str, str], dra
         roles={name: tuple(key for key in keys if key in everywhere) for name, keys in table["roles"].items()},
         names=names,
         drawn=drawn,
-    )  # fmt: skip
+    )
 
 
 def _thing(
@@ -145,9 +147,7 @@ def load(sprites: Sprites) -> Vocabulary:
     """The vocabulary that these sprites can draw, with Unicode's names. Raises what `npm.fetch` raises."""
     table = emblem.table()
     known = Emojibase(fetch(table.names.pin, emblem.data_folder().parent / "packages"))
-    names = {
-        language: {key: words.name for key, words in known.languages[language].items()} for language in LANGUAGES
-    }
+    names = {language: {key: words.name for key, words in known.languages[language].items()} for language in LANGUAGES}
     drawn = frozenset(
         (style, concept)
         for style, row in sprites.images.items()
