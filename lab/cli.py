@@ -19,6 +19,7 @@ TASKS = {
     "draft": "lab.train.draft",
     "judge": "lab.judge.training",
     "languages": "lab.train.languages",
+    "scenes-autoencoder": "lab.scenes.autoencoder",
 }
 
 app = typer.Typer(

@@ -159,7 +159,7 @@ def build(home: Path | None = None, *, progress: bool = True) -> Path:
     names = Emojibase(fetch(rows.names.pin, cache))
     folders = {icons.style: fetch(icons.pin, cache) for icons in rows.sets}
     for icons in rows.sets:
-        names.learn(_code_points(folders[icons.style]))
+        names.learn(code_points(folders[icons.style]))
     try:
         pictures, items = _dedupe(_draw_sets(rows, folders, names, folder.parent / "drawn", progress))
         items = splits.weigh(splits.assign(items, rows.seed, {icons.style for icons in rows.sets if icons.hidden}))
@@ -183,7 +183,7 @@ class Icon:
     tone: str
 
 
-def _code_points(folder: Path) -> dict[str, str]:
+def code_points(folder: Path) -> dict[str, str]:
     """The names (aliases too) of an Iconify set with their hexcodes, where the set gives them."""
     if not (folder / "chars.json").is_file():
         return {}
@@ -196,9 +196,9 @@ def _code_points(folder: Path) -> dict[str, str]:
     return {**twins, **codes}
 
 
-def _icons(icons: IconSet, folder: Path, names: Emojibase) -> Iterator[Icon]:
+def icons_of(icons: IconSet, folder: Path, names: Emojibase) -> Iterator[Icon]:
     """The icons of a set that are drawn, by name."""
-    codes = _code_points(folder)
+    codes = code_points(folder)
     for name, source in _sources(folder):
         code = name if isinstance(source, Path) else codes.get(name)
         found = names.identify(name, code, shortcodes=icons.shortcodes)
@@ -235,7 +235,7 @@ def _draw_sets(
 ) -> Iterator[tuple[raster.Picture, Item]]:
     """Every picture with its item, set by set; what is drawn is kept in `drawn`."""
     drawn.mkdir(parents=True, exist_ok=True)
-    jobs = {icons.style: list(_icons(icons, folders[icons.style], names)) for icons in rows.sets}
+    jobs = {icons.style: list(icons_of(icons, folders[icons.style], names)) for icons in rows.sets}
     done = 0
     with _workers() as pool, Bar("drawing", sum(map(len, jobs.values())), shown=progress) as bar:
         for icons in rows.sets:

@@ -18,13 +18,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from lab.emblem import dataset
 from lab.scenes import sprites, vocabulary
 from lab.scenes.imagine import imagine
 from lab.scenes.render import KEPT, Picture, draw
-from qkv.data import emblem
+from lab.train.batches import Draw, to_signed
 from qkv.models.vae import VAE, VAEConfig
-from qkv.tasks.sheet import contact_sheet, to_images
-from qkv.train.data import Draw, to_signed
+from qkv.pictures.sheet import contact_sheet, to_images
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.objectives import autoencoding
 from qkv.train.recipes import Context, facts
@@ -89,7 +89,7 @@ def scenes(seed: int, *, painted: bool = True) -> Callable[[int], Picture]:
 def held_out(count: int) -> dict[str, Tensor]:
     """What an autoencoder is measured on: scenes of a seed of their own, unpainted (grain alone would cap the figure),
     and drawings of concepts that training does not see. (N, 3, Y, X) in [-1, 1] each."""
-    data, scene = emblem.load(), scenes(HELD_SEED, painted=False)
+    data, scene = dataset.load(), scenes(HELD_SEED, painted=False)
     rows = [item.row for item in data.items if item.split == "validation"]
     rows = rows[:: max(1, len(rows) // count)][:count]
     return {
@@ -119,7 +119,7 @@ def beside(pictures: Tensor, redrawn: Tensor) -> Image:
 
 def train(recipe: Recipe, context: Context) -> Result[VAE]:
     """Trains it, or goes on; the model lies in `model/vae` of the run's folder."""
-    data, unseen = emblem.load(), held_out(LOOKED_AT)
+    data, unseen = dataset.load(), held_out(LOOKED_AT)
     items = [item for item in data.items if item.split == "train"]
     drawn = Draw.of([item.row for item in items], [item.weight for item in items], recipe.batch, recipe.fit.seed)
     singles = round(recipe.single * recipe.batch)

@@ -7,8 +7,8 @@ in a suit, dogs at cards, a castle in a forest): whoever tries the project shoul
 about held-out combinations says nothing about those prompts, and their own table is one of seen things.
 """
 
+from lab.emblem.splits import fraction
 from lab.scenes.scene import Combination, Scene, combinations
-from qkv.data.splits import fraction
 
 SEED = 20261130
 SHARES = {"pair": 0.05, "ride": 0.08, "dress": 0.08, "place": 0.04}

@@ -19,10 +19,10 @@ from pathlib import Path
 from PIL import Image
 from rich.progress import track
 
-from qkv.data import emblem
-from qkv.data.concepts import Emojibase
-from qkv.data.npm import fetch
+from lab.emblem import dataset
+from lab.emblem.concepts import Emojibase
 from qkv.errors import CheckpointError, MissingDependencyError, NotFoundError
+from qkv.fetch.npm import fetch
 
 STYLES = ("noto", "flat", "gradient", "3d", "twemoji")
 SIDE = 256  # of the canvas that an icon is rendered on, before it is cut
@@ -72,16 +72,16 @@ class Cut:
 
 def load(side: int = SIDE, *, progress: bool = True) -> Sprites:
     """The sprites of all styles, rendered first where that was not done yet. Raises what `npm.fetch` raises."""
-    table = emblem.table()
-    cache = emblem.data_folder().parent
+    table = dataset.table()
+    cache = dataset.data_folder().parent
     names = Emojibase(fetch(table.names.pin, cache / "packages"))
     sets = [icons for icons in table.sets if icons.style in STYLES]
     folders = {icons.style: fetch(icons.pin, cache / "packages") for icons in sets}
     for icons in sets:
-        names.learn(emblem._code_points(folders[icons.style]))
+        names.learn(dataset.code_points(folders[icons.style]))
     images = {}
     for icons in sets:
-        found = _plain(emblem._icons(icons, folders[icons.style], names))
+        found = _plain(dataset.icons_of(icons, folders[icons.style], names))
         facts = f"{icons.integrity} {side} {VISIBLE} {sorted(found)}"
         name = f"{icons.style}-{side}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
         path = cache / "sprites" / name
@@ -91,7 +91,7 @@ def load(side: int = SIDE, *, progress: bool = True) -> Sprites:
     return Sprites(images=images, side=side)
 
 
-def _plain(icons: Iterable[emblem.Icon]) -> dict[str, str | Path]:
+def _plain(icons: Iterable[dataset.Icon]) -> dict[str, str | Path]:
     """What is rendered, by concept: icons without a skin tone, each concept's first."""
     found: dict[str, str | Path] = {}
     for icon in icons:

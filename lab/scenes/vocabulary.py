@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from lab.emblem import dataset, splits
+from lab.emblem.concepts import Emojibase, base_of
 from lab.scenes.sprites import STYLES, Sprites
 from qkv.config import build
-from qkv.data import emblem, splits
-from qkv.data.concepts import Emojibase, base_of
-from qkv.data.npm import fetch
+from qkv.fetch.npm import fetch
 
 LANGUAGES = ("en", "de", "fr", "zh-hant")
 Where = Literal["ground", "air", "water"]
@@ -111,16 +111,18 @@ def of(
     everywhere = {concept for _, concept in drawn if all((style, concept) in drawn for style in STYLES)}
     everywhere &= set.intersection(*(set(names[language]) for language in LANGUAGES))
 
+    things = {key: thing for key in sorted(everywhere) if (thing := _thing(key, table, subgroups, names))}
+
     def rows(name: str, kind: type[Any]) -> dict[str, Any]:
         return {key: build(kind, row, f"{name}.{key}") for key, row in anchors[name].items() if key in everywhere}
 
     return Vocabulary(
-        things={key: thing for key in sorted(everywhere) if (thing := _thing(key, table, subgroups, names))},
+        things=things,
         mounts=rows("mounts", Named),
         outfits=rows("outfits", Named),
         heads=rows("heads", Head),
         worn=rows("worn", Worn),
-        roles={name: tuple(key for key in keys if key in everywhere) for name, keys in table["roles"].items()},
+        roles={name: tuple(key for key in keys if key in things) for name, keys in table["roles"].items()},
         names=names,
         drawn=drawn,
     )
@@ -145,8 +147,8 @@ def _thing(
 
 def load(sprites: Sprites) -> Vocabulary:
     """The vocabulary that these sprites can draw, with Unicode's names. Raises what `npm.fetch` raises."""
-    table = emblem.table()
-    known = Emojibase(fetch(table.names.pin, emblem.data_folder().parent / "packages"))
+    table = dataset.table()
+    known = Emojibase(fetch(table.names.pin, dataset.data_folder().parent / "packages"))
     names = {language: {key: words.name for key, words in known.languages[language].items()} for language in LANGUAGES}
     drawn = frozenset(
         (style, concept)
