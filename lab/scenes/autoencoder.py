@@ -6,7 +6,6 @@ single drawing of emblem's. It learns on crops, which show more different pictur
 feature loss and a discriminator, which may follow once the plain losses no longer pay.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,12 +158,12 @@ def train(recipe: Recipe, context: Context) -> Result[VAE]:
 
 def measure(vae: VAE, count: int = 256) -> tuple[dict[str, float], Image]:
     """The PSNR on held-out scenes and drawings, its mean over pictures and its 5th percentile, and a sheet of them."""
-    numbers, shown = {}, []
+    numbers: dict[str, float] = {}
+    shown = []
     for name, held in held_out(count).items():
         again = redraw(vae, held)
         each = psnr(again, held)
         numbers |= {f"psnr_{name}": float(each.mean()), f"psnr_{name}_worst": float(each.quantile(0.05))}
         shown.append((held[:24], again[:24]))
     pictures, redrawn = (torch.cat(parts) for parts in zip(*shown))
-    assert all(math.isfinite(value) for value in numbers.values())
     return numbers, beside(pictures, redrawn)

@@ -10,7 +10,7 @@ from random import Random
 
 import numpy as np
 
-from lab.scenes.scene import Actor
+from lab.scenes.scene import PAWN, SHIRT, Actor
 from lab.scenes.sprites import Sprites
 from lab.scenes.vocabulary import Vocabulary
 
@@ -97,11 +97,21 @@ class Artist:
 
     def actor(self, actor: Actor) -> Figure:
         """A thing as it is: recoloured, dressed, with a hat."""
+        if actor.outfit == SHIRT:
+            return self.clothed(actor.concept, actor.colour)
         if actor.outfit:
             return self.dressed(actor.concept, actor.outfit)
         if actor.worn:
             return self.wearing(actor.concept, actor.worn)
         return self.single(actor.concept, actor.colour)
+
+    def clothed(self, head: str, colour: str) -> Figure:
+        """A head on a shirt: half a body for those who are drawn without one."""
+        (shirt,), (face,) = self.single(SHIRT, colour), self.single(head)
+        width = 0.66 * shirt.width * min(1.0, 1.1 * face.width / face.height)
+        height = width * face.height / face.width
+        chin = 0.17 * shirt.height
+        return shirt, replace(face, x=(shirt.width - width) / 2, y=chin - height, width=width, height=height)
 
     def dressed(self, head: str, outfit: str) -> Figure:
         """An outfit's body, and its hat, with another head: nothing of the first face stays."""
@@ -158,47 +168,44 @@ class Artist:
             return (*sitting, body)
         return (body, *sitting, replace(body, top=min(1.0, edge + FRONT)))
 
-    def holding(self, holder: str, held: str, rng: Random) -> Figure:
+    def holding(self, holder: Figure, held: str, rng: Random) -> Figure:
         """Something in front of a lower corner of the body."""
-        (body,), (item,) = self.single(holder), self.single(held)
-        item = self._sized(item, 0.52)
-        middle = rng.uniform(0.84, 0.94) if self.vocabulary.things[holder].subgroup.startswith("person") else 0.95
-        return body, replace(item, x=middle * body.width - item.width / 2, y=0.98 * body.height - item.height)
+        body, width, height = _unit(holder)
+        item = self._sized(held, 0.5)
+        return (*body, replace(item, x=rng.uniform(0.84, 0.94) * width - item.width / 2, y=0.98 * height - item.height))
 
     def eating(self, eater: str, food: str) -> Figure:
-        """A bitten thing at the mouth."""
-        (body,), (item,) = self.single(eater), self.single(food)
-        item = self._sized(item, 0.44)
+        """A bitten thing at the mouth of a head."""
+        (body,), item = self.single(eater), self._sized(food, 0.44)
         person = self.vocabulary.things[eater].subgroup.startswith("person")
-        mouth = {"noto": 0.62, "twemoji": 0.58}.get(self.style, 0.42) if person else 0.72
-        x = 0.62 * body.width - item.width / 2
-        return body, replace(item, x=x, y=mouth * body.height, bitten=True)
+        mouth = {"noto": 0.68, "twemoji": 0.68}.get(self.style, 0.66) if person else 0.72
+        return body, replace(item, x=0.62 * body.width - item.width / 2, y=mouth * body.height, bitten=True)
 
-    def playing(self, player: str, instrument: str) -> Figure:
+    def playing(self, player: Figure, instrument: str) -> Figure:
         """An instrument in front of the body, its lower half."""
-        (body,), (item,) = self.single(player), self.single(instrument)
-        item = self._sized(item, 0.7)
-        return body, replace(item, x=0.55 * body.width - item.width / 2, y=1.02 * body.height - 0.75 * item.height)
+        body, width, height = _unit(player)
+        item = self._sized(instrument, 0.7)
+        return (*body, replace(item, x=0.55 * width - item.width / 2, y=1.02 * height - 0.8 * item.height))
 
-    def at_ball(self, player: str, ball: str) -> Figure:
+    def at_ball(self, player: Figure, ball: str) -> Figure:
         """A ball at the foot."""
-        (body,), (item,) = self.single(player), self.single(ball)
-        item = self._sized(item, 0.36)
-        return body, replace(item, x=body.width - 0.2 * item.width, y=body.height - item.height)
+        body, width, height = _unit(player)
+        item = self._sized(ball, 0.34)
+        return (*body, replace(item, x=width - 0.2 * item.width, y=height - item.height))
 
-    def table(self, players: list[str], game: str, rng: Random) -> Figure:
+    def table(self, players: list[Figure], game: str, rng: Random) -> Figure:
         """Two to four behind a table with what is played on it."""
         figure: Figure = ()
         width = 0.52 if len(players) < 4 else 0.42
         for i, player in enumerate(players):
-            figure += stood(self.single(player), width, 0.5 + i * width * 0.95, 0.62)
+            figure += stood(player, width, 0.5 + i * width * 0.95, 0.62)
         left, _, right, _ = bounds(figure)
         middle, half = (left + right) / 2, max(0.62, (right - left) / 2 + 0.06)
         top = "@table" if game == "cards" else "@wood"
         figure += (Part(concept=top, x=middle - half, y=0.5, width=2 * half, height=0.5),)
         if game == "chess":
             board = Part(concept="@board", x=middle - 0.26, y=0.53, width=0.52, height=0.16)
-            pawns = [stood(self.single("265F"), 0.2, middle + d, 0.64) for d in (-0.14, 0.02, 0.15)]
+            pawns = [stood(self.single(PAWN), 0.2, middle + d, 0.64) for d in (-0.14, 0.02, 0.15)]
             return (*figure, board, *(part for pawn in pawns for part in pawn))
         for i in range(2 * len(players)):
             x = middle + (i - len(players) + 0.5) * half * 0.72 / len(players)
@@ -227,9 +234,17 @@ class Artist:
         """The height of the sprite's upper edge about a column, as fractions of its sides; 0 the top."""
         return _edge(self.sprites, self.style, concept, x)
 
-    def _sized(self, part: Part, size: float) -> Part:
+    def _sized(self, concept: str, size: float) -> Part:
+        (part,) = self.single(concept)
         scale = size / max(part.width, part.height)
         return replace(part, width=part.width * scale, height=part.height * scale)
+
+
+def _unit(figure: Figure) -> tuple[Figure, float, float]:
+    """The figure with its upper left at (0, 0) and its longer side 1; its width and height."""
+    left, top, right, bottom = bounds(figure)
+    scale = 1 / max(right - left, bottom - top)
+    return moved(figure, scale, -left * scale, -top * scale), (right - left) * scale, (bottom - top) * scale
 
 
 EDGES: dict[tuple[int, str, str, float], float] = {}

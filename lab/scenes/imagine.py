@@ -10,7 +10,7 @@ from random import Random
 
 from lab.scenes.heldout import held_out
 from lab.scenes.places import PLACES
-from lab.scenes.scene import Actor, Event, Scene
+from lab.scenes.scene import SHIRT, Actor, Event, Scene, concepts
 from lab.scenes.sprites import STYLES
 from lab.scenes.vocabulary import Vocabulary
 from qkv.errors import InputError
@@ -19,6 +19,7 @@ STYLE_SHARES = dict(zip(STYLES, (0.34, 0.18, 0.22, 0.12, 0.14)))  # noto and gra
 PAINTINGS = ("photo", "oil", "watercolour", "pencil", "pixel", "comic", "sepia")
 PAINTED = 0.22  # of the scenes
 COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "brown", "black", "grey", "white")
+HEADS_ONLY = ("person", "face-costume", "face-hat")  # Unicode's subgroups
 ROUNDS = 400  # tries until a scene is one that was asked for
 
 
@@ -29,7 +30,8 @@ def imagine(
     none every combination is one that training may see. Raises InputError if there seems to be no such scene."""
     for turn in range(ROUNDS):
         scene = _scene(vocabulary, Random(f"{seed} {number} {turn}"), kinds)
-        if held_out(scene) == kinds and all((scene.style, actor.concept) in vocabulary.drawn for actor in scene.actors):
+        drawn = all((scene.style, concept) in vocabulary.drawn for concept in concepts(scene))
+        if drawn and held_out(scene) == kinds:
             return scene if painted else replace(scene, painting="")
     raise InputError(f"no scene whose held-out combinations are {sorted(kinds)} was found in {ROUNDS} tries")
 
@@ -108,15 +110,20 @@ def _between(first: str, second: str) -> Callable[[Vocabulary, Random, str, str]
     def cast(vocabulary: Vocabulary, rng: Random, style: str, place: str) -> Cast:
         who = rng.choice(vocabulary.roles[first])
         what = rng.choice([key for key in vocabulary.roles[second] if key != who])
-        return (Actor(concept=who), Actor(concept=what)), 1
+        return (_somebody(vocabulary, rng, who), Actor(concept=what)), 1
 
     return cast
+
+
+def _eat(vocabulary: Vocabulary, rng: Random, style: str, place: str) -> Cast:
+    who, what = rng.choice(vocabulary.roles["players"]), rng.choice(vocabulary.roles["foods"])
+    return (Actor(concept=who), Actor(concept=what)), 1
 
 
 def _ride(vocabulary: Vocabulary, rng: Random, style: str, place: str) -> Cast:
     mount = rng.choice([key for key, row in vocabulary.mounts.items() if row.at(style)])
     rider = rng.choice([key for key in vocabulary.roles["riders"] if key != mount])
-    return (Actor(concept=rider), Actor(concept=mount)), 1
+    return (_somebody(vocabulary, rng, rider), Actor(concept=mount)), 1
 
 
 def _dressed(vocabulary: Vocabulary, rng: Random, style: str, place: str) -> Cast:
@@ -134,16 +141,26 @@ def _game(vocabulary: Vocabulary, rng: Random, style: str, place: str) -> Cast:
     """Two to four of one kind, or two different ones."""
     players = vocabulary.roles["players"]
     if rng.random() < 0.6:
-        return (Actor(concept=rng.choice(players)),), rng.randint(2, 4)
-    return tuple(Actor(concept=key) for key in rng.sample(players, 2)), 1
+        return (_somebody(vocabulary, rng, rng.choice(players)),), rng.randint(2, 4)
+    return tuple(_somebody(vocabulary, rng, key) for key in rng.sample(players, 2)), 1
+
+
+def _somebody(vocabulary: Vocabulary, rng: Random, concept: str) -> Actor:
+    """Who does something: with a shirt if the drawings show a head only."""
+    if vocabulary.things[concept].subgroup in HEADS_ONLY:
+        return Actor(concept=concept, outfit=SHIRT, colour=rng.choice(COLOURS))
+    return Actor(concept=concept)
 
 
 def _actor(vocabulary: Vocabulary, rng: Random, style: str, place: str, *, sized: bool = True) -> Actor:
     """A thing that may be in `place`, now and then recoloured, tiny or huge."""
     if rng.random() < 0.16:
         return Actor(concept=rng.choice(vocabulary.roles["recoloured"]), colour=rng.choice(COLOURS))
+    concept = _thing(vocabulary, rng, place)
+    if vocabulary.things[concept].subgroup == "person" and rng.random() < 0.7:
+        return _somebody(vocabulary, rng, concept)
     size = rng.choice(("tiny", "huge")) if sized and rng.random() < 0.1 else ""
-    return Actor(concept=_thing(vocabulary, rng, place), size=size)
+    return Actor(concept=concept, size=size)
 
 
 def _distinct(vocabulary: Vocabulary, rng: Random, style: str, place: str, count: int) -> tuple[Actor, ...]:
@@ -202,7 +219,7 @@ EVENTS: Mapping[str, Callable[[Vocabulary, Random, str, str], Cast]] = {
     "accessory": _accessory,
     "ride": _ride,
     "hold": _between("holders", "held"),
-    "eat": _between("players", "foods"),
+    "eat": _eat,
     "cards": _game,
     "chess": _game,
     "music": _between("holders", "instruments"),

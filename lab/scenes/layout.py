@@ -123,11 +123,11 @@ def _surround(scene: Scene, artist: Artist, place: Place, rng: Random) -> list[F
     middle = artist.actor(scene.actors[0])
     other = artist.actor(scene.actors[1])
     flat = place.weightless or scene.place == "plain"
-    y = 0.5 if flat else 0.74
-    ring = [(-0.36, -0.02), (-0.22, -0.1), (0.22, -0.1), (0.36, -0.02), (-0.26, 0.12), (0.0, 0.16), (0.26, 0.12)]
+    y = 0.5 if flat else 0.7
+    ring = [(-0.38, 0.0), (-0.26, -0.1), (0.26, -0.1), (0.38, 0.0), (-0.28, 0.14), (0.0, 0.2), (0.28, 0.14)]
     if flat:
         ring = [(0, -0.36), (-0.31, -0.18), (0.31, -0.18), (-0.31, 0.18), (0.31, 0.18), (0, 0.36)]
-    size = 0.2 if flat else 0.24
+    size = 0.2
     low = size / 2 if flat else 0.06
     copies = [
         (dy, stood(_maybe_mirrored(other, rng), size, 0.5 + dx + rng.uniform(-0.02, 0.02), y + dy + low))
@@ -137,8 +137,8 @@ def _surround(scene: Scene, artist: Artist, place: Place, rng: Random) -> list[F
     return [figure for dy, figure in copies if dy < 0] + [centre] + [figure for dy, figure in copies if dy >= 0]
 
 
-SPOTS = {
-    2: [(0.28, 0), (0.72, 0)],
+SPOTS: dict[int, list[tuple[float, float]]] = {
+    2: [(0.28, 0.0), (0.72, 0.0)],
     3: [(0.2, 0), (0.5, 0.03), (0.8, 0)],
     4: [(0.3, -0.3), (0.72, -0.3), (0.26, 0), (0.74, 0)],
     5: [(0.3, -0.3), (0.7, -0.3), (0.18, 0), (0.5, 0), (0.82, 0)],
@@ -171,18 +171,18 @@ def _doing(make: Callable[[Scene, Artist, Random], Figure], size: float) -> Call
     return event
 
 
-def _two(scene: Scene) -> tuple[str, str]:
-    return scene.actors[0].concept, scene.actors[1].concept
+def _with(scene: Scene, artist: Artist) -> tuple[Figure, str]:
+    return artist.actor(scene.actors[0]), scene.actors[1].concept
 
 
-def _players(scene: Scene) -> list[str]:
-    return [actor.concept for actor in scene.actors] * scene.count
+def _players(scene: Scene, artist: Artist) -> list[Figure]:
+    return [artist.actor(actor) for actor in scene.actors] * scene.count
 
 
 def _plants(scene: Scene, artist: Artist, place: Place, rng: Random) -> tuple[list[Figure], list[Figure]]:
     """What grows in a place: behind the things, and at the sides before them."""
     there = {actor.concept for actor in scene.actors}
-    plants = [key for key in place.plants if artist.sprites.has(artist.style, key) and key not in there]
+    plants = [key for key in place.plants if (artist.style, key) in artist.vocabulary.drawn and key not in there]
     dense = scene.place == "forest"
     if not plants or (not dense and rng.random() < 0.45):
         return [], []
@@ -210,7 +210,7 @@ def _sky(scene: Scene, artist: Artist, rng: Random) -> list[Figure]:
         return []
     found = []
     for concept, odds in SKY[scene.condition]:
-        if rng.random() < odds and concept not in there and artist.sprites.has(artist.style, concept):
+        if rng.random() < odds and concept not in there and (artist.style, concept) in artist.vocabulary.drawn:
             for _ in range(1 if concept != "2601" else rng.randint(1, 2)):
                 x = rng.choice((rng.uniform(0.08, 0.25), rng.uniform(0.75, 0.92)))
                 found.append(stood(artist.single(concept), rng.uniform(0.12, 0.2), x, rng.uniform(0.18, 0.3)))
@@ -228,10 +228,10 @@ EVENTS: dict[str, Callable[[Scene, Artist, Place, Random], list[Figure]]] = {
     "under": _under,
     "surround": _surround,
     "ride": _ride,
-    "hold": _doing(lambda scene, artist, rng: artist.holding(*_two(scene), rng), 0.7),
-    "eat": _doing(lambda scene, artist, rng: artist.eating(*_two(scene)), 0.7),
-    "music": _doing(lambda scene, artist, rng: artist.playing(*_two(scene)), 0.72),
-    "ball": _doing(lambda scene, artist, rng: artist.at_ball(*_two(scene)), 0.66),
-    "cards": _doing(lambda scene, artist, rng: artist.table(_players(scene), "cards", rng), 0.84),
-    "chess": _doing(lambda scene, artist, rng: artist.table(_players(scene), "chess", rng), 0.84),
+    "hold": _doing(lambda scene, artist, rng: artist.holding(*_with(scene, artist), rng), 0.74),
+    "eat": _doing(lambda scene, artist, rng: artist.eating(scene.actors[0].concept, scene.actors[1].concept), 0.7),
+    "music": _doing(lambda scene, artist, rng: artist.playing(*_with(scene, artist)), 0.76),
+    "ball": _doing(lambda scene, artist, rng: artist.at_ball(*_with(scene, artist)), 0.7),
+    "cards": _doing(lambda scene, artist, rng: artist.table(_players(scene, artist), "cards", rng), 0.84),
+    "chess": _doing(lambda scene, artist, rng: artist.table(_players(scene, artist), "chess", rng), 0.84),
 }

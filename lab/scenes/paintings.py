@@ -4,6 +4,7 @@ Place: the last step of rendering. They need numpy and Pillow alone and work on 
 few milliseconds; what counts is that each is told from the others at 128 pixels.
 """
 
+import math
 from collections.abc import Callable
 from random import Random
 
@@ -43,7 +44,7 @@ def _oil(image: Image.Image, rng: Random) -> Image.Image:
     size = image.width
     pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(size / 128)))
     grey = np.asarray(image.convert("L").filter(ImageFilter.GaussianBlur(size / 40))).astype(np.float32)
-    gy, gx = np.gradient(grey)
+    gy, gx = (np.asarray(part) for part in np.gradient(grey))
     out = image.filter(ImageFilter.GaussianBlur(size / 50))
     draw = ImageDraw.Draw(out)
     field = rng.random() * 3.1
@@ -52,8 +53,8 @@ def _oil(image: Image.Image, rng: Random) -> Image.Image:
             x, y = rng.randrange(size), rng.randrange(size)
             dx, dy = float(gx[y, x]), float(gy[y, x])
             if abs(dx) + abs(dy) < 1.2:
-                dx, dy = np.cos(field + 2 * x / size), np.sin(field + 2 * y / size)
-            norm = max(1e-6, float(np.hypot(dx, dy)))
+                dx, dy = math.cos(field + 2 * x / size), math.sin(field + 2 * y / size)
+            norm = max(1e-6, math.hypot(dx, dy))
             a, b = -dy / norm * long * size / 2, dx / norm * long * size / 2
             shade = rng.randint(-16, 16)
             colour = tuple(max(0, min(255, int(value) + shade)) for value in pixels[y, x])

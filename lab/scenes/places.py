@@ -117,6 +117,11 @@ def _jitter(colour: Colour, rng: Random, spread: int = 12) -> Colour:
     return red, green, blue
 
 
+def _times(colour: Colour, factor: float) -> Colour:
+    red, green, blue = (round(value * factor) for value in colour)
+    return red, green, blue
+
+
 PLAIN = [
     *((246, 246, 246), (196, 226, 250), (250, 214, 222), (252, 236, 170), (202, 238, 202), (222, 208, 246)),
     *((255, 214, 170), (150, 205, 196), (236, 120, 110), (96, 150, 220), (70, 70, 86), (190, 190, 196)),
@@ -128,7 +133,7 @@ def _plain(c: Canvas) -> None:
     if c.rng.random() < 0.5:
         c.image.paste(colour, (0, 0, c.size, c.size))
     else:
-        darker = (colour[0] * 4 // 5, colour[1] * 4 // 5, colour[2] * 4 // 5)
+        darker = _times(colour, 0.8)
         c.gradient(*((colour, darker) if c.rng.random() < 0.6 else (darker, colour)))
 
 
@@ -172,7 +177,8 @@ def _underwater(c: Canvas) -> None:
         green = c.lit((34, 128, 84), 20)
         c.polygon([(x - 0.012, foot), (x + sway, foot - height), (x + 0.012, foot)], green)
     for _ in range(c.rng.randint(4, 14)):
-        c.ellipse(c.rng.random(), c.rng.random() * 0.85, *[c.rng.uniform(0.004, 0.014)] * 2, (190, 226, 246))
+        r = c.rng.uniform(0.004, 0.014)
+        c.ellipse(c.rng.random(), c.rng.random() * 0.85, r, r, (190, 226, 246))
 
 
 def _meadow(c: Canvas) -> None:
@@ -210,7 +216,6 @@ def _mountains(c: Canvas) -> None:
             cut = 0.3 * (y - top)
             share = cut / (y - top)
             crown = [(x - half * share, top + cut), (x, top), (x + half * share, top + cut)]
-            crown[2:2] = []
             teeth = [(x + half * share * k, top + cut * (1 if i % 2 else 0.72)) for i, k in enumerate((0.5, 0, -0.5))]
             c.polygon([*crown, *teeth], c.lit((244, 248, 252)))
     c.hills(0.66, 0.02, c.lit((226, 232, 240) if c.condition == "snow" else (104, 150, 92)))
@@ -296,10 +301,10 @@ def _room(c: Canvas) -> None:
     wall = _jitter(c.rng.choice([(238, 222, 196), (198, 218, 226), (214, 226, 200), (236, 206, 206)]), c.rng, 8)
     floor = _jitter(c.rng.choice([(176, 126, 84), (150, 104, 72), (196, 160, 122), (140, 140, 150)]), c.rng, 8)
     dim = 0.55 if c.condition == "night" else 1.0
-    wall, floor = (tuple(round(value * dim) for value in colour) for colour in (wall, floor))  # type: ignore[misc]
+    wall, floor = _times(wall, dim), _times(floor, dim)
     c.image.paste(wall, (0, 0, c.size, c.size))
     x, top, low = c.rng.choice((0.08, 0.34, 0.6)), SKIES[c.condition][0], SKIES[c.condition][1]
-    frame = (round(250 * dim), round(248 * dim), round(244 * dim))
+    frame = _times((250, 248, 244), dim)
     c.box(x - 0.02, 0.1, x + 0.34, 0.48, frame)
     c.box(x, 0.12, x + 0.32, 0.46, low)
     c.box(x, 0.12, x + 0.32, 0.26, top)
@@ -313,12 +318,12 @@ def _room(c: Canvas) -> None:
     c.box(0, 0.72, 1, 1, floor)
     for i in range(1, 5):
         y = 0.72 + 0.28 * (i / 5) ** 1.4
-        c.box(0, y, 1, y + 0.005, tuple(value * 7 // 8 for value in floor))  # type: ignore[arg-type]
+        c.box(0, y, 1, y + 0.005, _times(floor, 0.87))
 
 
 def _stage(c: Canvas) -> None:
     red = _jitter(c.rng.choice([(150, 24, 36), (96, 24, 96), (24, 44, 110)]), c.rng, 10)
-    dark = (red[0] // 4, red[1] // 4, red[2] // 4)
+    dark = _times(red, 0.25)
     c.image.paste(dark, (0, 0, c.size, c.size))
     beam = Image.new("L", c.image.size)
     x = c.rng.uniform(0.4, 0.6)
@@ -330,10 +335,10 @@ def _stage(c: Canvas) -> None:
     for side in (0, 1):
         for i in range(4):
             fold = 0.18 - 0.045 * i
-            shade = tuple(value * (5 - i % 2) // 5 for value in red)
-            c.box(0 if side == 0 else 1 - fold, 0, fold if side == 0 else 1, 0.8, shade)  # type: ignore[arg-type]
+            shade = _times(red, 1 - 0.2 * (i % 2))
+            c.box(0 if side == 0 else 1 - fold, 0, fold if side == 0 else 1, 0.8, shade)
     for i in range(8):
-        c.ellipse(i / 7, 0.0, 0.09, 0.1, tuple(value * (4 + i % 2) // 5 for value in red))  # type: ignore[arg-type]
+        c.ellipse(i / 7, 0.0, 0.09, 0.1, _times(red, 0.8 + 0.2 * (i % 2)))
 
 
 def _space(c: Canvas) -> None:

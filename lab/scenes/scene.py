@@ -6,6 +6,7 @@ Place: between chance (`imagine`) and the picture (`layout`, `render`) and its w
 from dataclasses import dataclass
 from typing import Literal
 
+SHIRT, PAWN = "1F455", "265F"
 Event = Literal[
     "alone", "beside", "count", "above", "before", "on", "inside", "under", "surround",
     "ride", "hold", "eat", "cards", "chess", "music", "ball",
@@ -14,7 +15,10 @@ Event = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Actor:
-    """One thing, as it is: recoloured, "tiny" or "huge", dressed in an outfit's clothes, wearing a hat or the like."""
+    """One thing, as it is: recoloured, "tiny" or "huge", dressed in an outfit's clothes, wearing a hat or the like.
+
+    Whoever is drawn as a head only gets a body by the outfit SHIRT; `colour` is then the shirt's.
+    """
 
     concept: str
     colour: str = ""
@@ -42,6 +46,12 @@ class Scene:
     style: str
 
 
+def concepts(scene: Scene) -> set[str]:
+    """Every sprite that a scene's figures are made of."""
+    found = {key for actor in scene.actors for key in (actor.concept, actor.outfit, actor.worn) if key}
+    return found | {PAWN} if scene.event == "chess" else found
+
+
 Combination = tuple[str, str, str]  # kind ("pair", "ride", "dress", "place"), two names
 
 
@@ -54,7 +64,7 @@ def combinations(scene: Scene) -> list[Combination]:
     else:
         pairs = {(min(a, b), max(a, b)) for i, a in enumerate(things) for b in things[i + 1 :] if a != b}
         found += [("pair", *pair) for pair in sorted(pairs)]
-    found += [("dress", actor.concept, actor.outfit) for actor in scene.actors if actor.outfit]
+    found += [("dress", actor.concept, actor.outfit) for actor in scene.actors if actor.outfit not in ("", SHIRT)]
     if scene.place != "plain":
         found += [("place", concept, scene.place) for concept in dict.fromkeys(things)]
     return found

@@ -9,13 +9,14 @@ meets in a place.
 import hashlib
 import io
 import json
-import mmap
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from rich.progress import track
 
@@ -55,19 +56,17 @@ class Sprites:
 
 @dataclass(frozen=True)
 class Cut:
-    """A sprite's bytes, rows of premultiplied RGBA."""
+    """A sprite's pixels, premultiplied RGBA, (Y, X, 4)."""
 
-    data: bytes | memoryview
-    width: int
-    height: int
+    pixels: npt.NDArray[np.uint8]
 
     def image(self) -> Image.Image:
-        return Image.frombuffer("RGBa", (self.width, self.height), self.data, "raw", "RGBa", 0, 1)
+        height, width, _ = self.pixels.shape
+        return Image.frombuffer("RGBa", (width, height), self.pixels, "raw", "RGBa", 0, 1)
 
     @classmethod
     def of(cls, image: Image.Image) -> "Cut":
-        image = image.convert("RGBa")
-        return cls(image.tobytes(), *image.size)
+        return cls(np.array(image.convert("RGBa")))
 
 
 def load(side: int = SIDE, *, progress: bool = True) -> Sprites:
@@ -105,7 +104,7 @@ def _render(found: dict[str, str | Path], side: int, style: str, progress: bool)
     with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
         cuts = pool.map(_cut, jobs, chunksize=16)
         for key, cut in track(zip(found, cuts), f"sprites, {style}", len(jobs), disable=not progress):
-            if cut.width:
+            if cut.pixels.size:
                 yield key, cut
 
 
@@ -113,7 +112,7 @@ def _cut(job: tuple[str | Path, int]) -> Cut:
     source, side = job
     image = _raster(source, side).convert("RGBA")
     box = image.getchannel("A").point(lambda alpha: 255 * (alpha > VISIBLE)).getbbox()
-    return Cut.of(image.crop(box)) if box else Cut(b"", 0, 0)
+    return Cut.of(image.crop(box or (0, 0, 0, 0)))
 
 
 def _raster(source: str | Path, side: int) -> Image.Image:
@@ -134,21 +133,21 @@ def _keep(path: Path, cuts: Iterator[tuple[str, Cut]]) -> None:
     places, offset = {}, 0
     with path.with_suffix(".part").open("wb") as file:
         for key, cut in cuts:
-            file.write(cut.data)
-            places[key] = (offset, cut.width, cut.height)
-            offset += len(cut.data)
+            height, width, _ = cut.pixels.shape
+            file.write(cut.pixels.tobytes())
+            places[key] = (offset, width, height)
+            offset += cut.pixels.size
     path.with_suffix(".part").rename(path.with_suffix(".bin"))
     path.with_suffix(".json").write_text(json.dumps(places), encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Cut]:
     places = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    with path.with_suffix(".bin").open("rb") as file:
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    pixels: npt.NDArray[np.uint8] = np.memmap(path.with_suffix(".bin"), np.uint8, "r")
     end = max((offset + 4 * width * height for offset, width, height in places.values()), default=0)
-    if end != len(view):
-        raise CheckpointError(f"{path.with_suffix('.bin')} has {len(view)} bytes, expected {end}; delete it")
+    if end != len(pixels):
+        raise CheckpointError(f"{path.with_suffix('.bin')} has {len(pixels)} bytes, expected {end}; delete it")
     return {
-        key: Cut(view[offset : offset + 4 * width * height], width, height)
+        key: Cut(pixels[offset : offset + 4 * width * height].reshape(height, width, 4))
         for key, (offset, width, height) in places.items()
     }

@@ -1,7 +1,7 @@
 """What scenes may hold: things with their sizes and names, and the tables of anchors, as dataclasses.
 
 Place: read once (things.toml, anchors.toml, Unicode's names), used by everything that imagines, draws or names a
-scene. A thing enters only if every style draws it and emblem's own training may see it: the concepts, and the drawings
+scene. A thing enters only if most styles draw it and emblem's own training may see it: the concepts, and the drawings
 of a concept in one style, that emblem holds out for its tables stay unseen in scenes too.
 """
 
@@ -19,6 +19,7 @@ from qkv.config import build
 from qkv.fetch.npm import fetch
 
 LANGUAGES = ("en", "de", "fr", "zh-hant")
+ENOUGH = 3  # styles that draw a concept
 Where = Literal["ground", "air", "water"]
 
 
@@ -108,13 +109,13 @@ def of(
     for named in ("mounts", "outfits"):
         for row in anchors[named].values():
             row.update({key: (row[key],) for key in ("noto", "fluent", "twemoji") if isinstance(row.get(key), float)})
-    everywhere = {concept for _, concept in drawn if all((style, concept) in drawn for style in STYLES)}
-    everywhere &= set.intersection(*(set(names[language]) for language in LANGUAGES))
+    often = {key for _, key in drawn if sum((style, key) in drawn for style in STYLES) >= ENOUGH}
+    known = {key for key in often if all(key in names[language] for language in LANGUAGES)}
 
-    things = {key: thing for key in sorted(everywhere) if (thing := _thing(key, table, subgroups, names))}
+    things = {key: thing for key in sorted(known) if (thing := _thing(key, table, subgroups, names))}
 
     def rows(name: str, kind: type[Any]) -> dict[str, Any]:
-        return {key: build(kind, row, f"{name}.{key}") for key, row in anchors[name].items() if key in everywhere}
+        return {key: build(kind, row, f"{name}.{key}") for key, row in anchors[name].items() if key in known}
 
     return Vocabulary(
         things=things,
