@@ -185,7 +185,12 @@ def _tone(item: Item, language: str) -> str:
 
 
 def _style(item: Item, language: str) -> str:
-    return str(_table()["styles"].get(language, {}).get(item.style, ""))
+    return style_words(item.style, language)
+
+
+def style_words(style: str, language: str) -> str:
+    """What a drawing style is called, "" where the language has no words for it."""
+    return str(_table()["styles"].get(language, {}).get(style, ""))
 
 
 def _join(parts: Sequence[str], language: str) -> str:

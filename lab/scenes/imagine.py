@@ -65,7 +65,7 @@ def _event(event: str, actors: tuple[Actor, ...]) -> Event:
 
 def _condition(place: str, rng: Random) -> str:
     conditions = PLACES[place].conditions
-    return conditions[0] if rng.random() < 0.45 else rng.choice(conditions)
+    return conditions[0] if conditions[0] == "day" and rng.random() < 0.4 else rng.choice(conditions)
 
 
 Cast = tuple[tuple[Actor, ...], int]

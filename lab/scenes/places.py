@@ -5,7 +5,6 @@ grows or stands there out of sprites (trees, cacti, corals) is listed beside it 
 draws with shapes of its own luck, so that no two beaches are one picture. Left out: perspective, shadows of clouds.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -14,26 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-Colour = tuple[int, int, int]
+from lab.scenes.canvas import SKIES, Canvas, Colour, jitter, times
+
 EARTH = ("day", "sunset", "night", "rain", "snow", "fog")
 WARM = ("day", "sunset", "night", "rain", "fog")
-
-SKIES: dict[str, tuple[Colour, Colour]] = {  # top, horizon
-    "day": ((96, 172, 240), (196, 228, 250)),
-    "sunset": ((92, 84, 150), (255, 168, 96)),
-    "night": ((10, 14, 44), (38, 48, 96)),
-    "rain": ((104, 116, 132), (168, 178, 188)),
-    "snow": ((168, 184, 204), (216, 224, 234)),
-    "fog": ((190, 196, 202), (214, 218, 220)),
-}
-LIGHTS: dict[str, tuple[float, float, float]] = {  # how the ground, and what stands on it, is lit
-    "day": (1.0, 1.0, 1.0),
-    "sunset": (1.0, 0.86, 0.76),
-    "night": (0.38, 0.43, 0.62),
-    "rain": (0.78, 0.82, 0.86),
-    "snow": (0.94, 0.96, 1.0),
-    "fog": (0.9, 0.92, 0.93),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,87 +36,28 @@ class Place:
     floats: bool = False
 
 
-class Canvas:
-    """A square picture of `size` pixels that is painted in units of its side; `condition` decides the colours."""
-
-    def __init__(self, size: int, condition: str, rng: Random) -> None:
-        self.size, self.condition, self.rng = size, condition, rng
-        self.image = Image.new("RGB", (size, size), "white")
-        self.draw = ImageDraw.Draw(self.image)
-
-    def lit(self, colour: Colour, spread: int = 10) -> Colour:
-        """`colour` as the condition lights it, a little off by chance."""
-        off = self.rng.randint(-spread, spread)
-        light = LIGHTS.get(self.condition, (1.0, 1.0, 1.0))
-        red, green, blue = (max(0, min(255, round((value + off) * share))) for value, share in zip(colour, light))
-        return red, green, blue
-
-    def gradient(self, top: Colour, bottom: Colour, y0: float = 0.0, y1: float = 1.0) -> None:
-        """A vertical run of colours from y0 to y1, over the whole width."""
-        rows = np.linspace(0, 1, max(1, round(self.size * y1) - round(self.size * y0)))[:, None]
-        column = np.asarray(top) * (1 - rows) + np.asarray(bottom) * rows
-        band = np.repeat(column[:, None], self.size, axis=1).astype(np.uint8)
-        self.image.paste(Image.fromarray(band), (0, round(self.size * y0)))
-
-    def sky(self) -> None:
-        top, low = SKIES[self.condition]
-        self.gradient(_jitter(top, self.rng), _jitter(low, self.rng), 0, 0.85)
-        if self.condition == "night":
-            self.stars(40, 0.6)
-
-    def stars(self, count: int, down: float = 1.0) -> None:
-        for _ in range(count):
-            x, y, r = self.rng.random(), self.rng.random() * down, self.rng.choice((0.002, 0.003, 0.005))
-            self.ellipse(x, y, r, r, (235, 238, 255))
-
-    def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
-        s = self.size
-        self.draw.ellipse(((x - rx) * s, (y - ry) * s, (x + rx) * s, (y + ry) * s), fill=colour)
-
-    def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
-        s = self.size
-        self.draw.rectangle((x0 * s, y0 * s, x1 * s, y1 * s), fill=colour)
-
-    def polygon(self, points: list[tuple[float, float]], colour: Colour) -> None:
-        self.draw.polygon([(x * self.size, y * self.size) for x, y in points], fill=colour)
-
-    def hills(self, y: float, rise: float, colour: Colour, waves: float = 2.0) -> None:
-        """Ground from a wavy line about `y` down to the bottom."""
-        a, b, k = self.rng.random() * 6.3, self.rng.random() * 6.3, waves * self.rng.uniform(0.7, 1.3)
-        xs = [i / 32 for i in range(33)]
-        tops = [y - rise * (0.6 * math.sin(k * 3 * x + a) + 0.4 * math.sin(k * 7 * x + b)) for x in xs]
-        self.polygon([*zip(xs, tops), (1.0, 1.0), (0.0, 1.0)], colour)
-
-    def speckle(self, count: int, y0: float, colours: list[Colour], r: float = 0.008) -> None:
-        """Small flat spots on the ground below y0, larger in front."""
-        for _ in range(count):
-            y = self.rng.uniform(y0, 1)
-            near = 0.5 + (y - y0) / (1 - y0)
-            self.ellipse(self.rng.random(), y, 2 * r * near, 0.7 * r * near, self.rng.choice(colours))
-
-
-def _jitter(colour: Colour, rng: Random, spread: int = 12) -> Colour:
-    red, green, blue = (max(0, min(255, value + rng.randint(-spread, spread))) for value in colour)
-    return red, green, blue
-
-
-def _times(colour: Colour, factor: float) -> Colour:
-    red, green, blue = (round(value * factor) for value in colour)
-    return red, green, blue
-
-
-PLAIN = [
-    *((246, 246, 246), (196, 226, 250), (250, 214, 222), (252, 236, 170), (202, 238, 202), (222, 208, 246)),
-    *((255, 214, 170), (150, 205, 196), (236, 120, 110), (96, 150, 220), (70, 70, 86), (190, 190, 196)),
-]
+PLAIN: dict[str, Colour] = {  # a plain ground's condition is its colour
+    "white": (248, 248, 248),
+    "blue": (132, 186, 236),
+    "pink": (250, 196, 212),
+    "yellow": (252, 228, 136),
+    "green": (168, 218, 160),
+    "purple": (200, 178, 238),
+    "orange": (255, 196, 130),
+    "teal": (126, 204, 196),
+    "red": (234, 104, 96),
+    "black": (52, 52, 62),
+    "grey": (186, 186, 194),
+    "brown": (176, 134, 100),
+}
 
 
 def _plain(c: Canvas) -> None:
-    colour = _jitter(c.rng.choice(PLAIN), c.rng, 8)
+    colour = jitter(PLAIN[c.condition], c.rng, 8)
     if c.rng.random() < 0.5:
         c.image.paste(colour, (0, 0, c.size, c.size))
     else:
-        darker = _times(colour, 0.8)
+        darker = times(colour, 0.84)
         c.gradient(*((colour, darker) if c.rng.random() < 0.6 else (darker, colour)))
 
 
@@ -298,13 +222,13 @@ def _street(c: Canvas) -> None:
 
 
 def _room(c: Canvas) -> None:
-    wall = _jitter(c.rng.choice([(238, 222, 196), (198, 218, 226), (214, 226, 200), (236, 206, 206)]), c.rng, 8)
-    floor = _jitter(c.rng.choice([(176, 126, 84), (150, 104, 72), (196, 160, 122), (140, 140, 150)]), c.rng, 8)
+    wall = jitter(c.rng.choice([(238, 222, 196), (198, 218, 226), (214, 226, 200), (236, 206, 206)]), c.rng, 8)
+    floor = jitter(c.rng.choice([(176, 126, 84), (150, 104, 72), (196, 160, 122), (140, 140, 150)]), c.rng, 8)
     dim = 0.55 if c.condition == "night" else 1.0
-    wall, floor = _times(wall, dim), _times(floor, dim)
+    wall, floor = times(wall, dim), times(floor, dim)
     c.image.paste(wall, (0, 0, c.size, c.size))
     x, top, low = c.rng.choice((0.08, 0.34, 0.6)), SKIES[c.condition][0], SKIES[c.condition][1]
-    frame = _times((250, 248, 244), dim)
+    frame = times((250, 248, 244), dim)
     c.box(x - 0.02, 0.1, x + 0.34, 0.48, frame)
     c.box(x, 0.12, x + 0.32, 0.46, low)
     c.box(x, 0.12, x + 0.32, 0.26, top)
@@ -318,12 +242,12 @@ def _room(c: Canvas) -> None:
     c.box(0, 0.72, 1, 1, floor)
     for i in range(1, 5):
         y = 0.72 + 0.28 * (i / 5) ** 1.4
-        c.box(0, y, 1, y + 0.005, _times(floor, 0.87))
+        c.box(0, y, 1, y + 0.005, times(floor, 0.87))
 
 
 def _stage(c: Canvas) -> None:
-    red = _jitter(c.rng.choice([(150, 24, 36), (96, 24, 96), (24, 44, 110)]), c.rng, 10)
-    dark = _times(red, 0.25)
+    red = jitter(c.rng.choice([(150, 24, 36), (96, 24, 96), (24, 44, 110)]), c.rng, 10)
+    dark = times(red, 0.25)
     c.image.paste(dark, (0, 0, c.size, c.size))
     beam = Image.new("L", c.image.size)
     x = c.rng.uniform(0.4, 0.6)
@@ -335,14 +259,14 @@ def _stage(c: Canvas) -> None:
     for side in (0, 1):
         for i in range(4):
             fold = 0.18 - 0.045 * i
-            shade = _times(red, 1 - 0.2 * (i % 2))
+            shade = times(red, 1 - 0.2 * (i % 2))
             c.box(0 if side == 0 else 1 - fold, 0, fold if side == 0 else 1, 0.8, shade)
     for i in range(8):
-        c.ellipse(i / 7, 0.0, 0.09, 0.1, _times(red, 0.8 + 0.2 * (i % 2)))
+        c.ellipse(i / 7, 0.0, 0.09, 0.1, times(red, 0.8 + 0.2 * (i % 2)))
 
 
 def _space(c: Canvas) -> None:
-    c.gradient(_jitter((12, 8, 36), c.rng), _jitter((30, 14, 60), c.rng))
+    c.gradient(jitter((12, 8, 36), c.rng), jitter((30, 14, 60), c.rng))
     glow = Image.new("L", (32, 32))
     pixels: npt.NDArray[np.float64] = np.zeros((32, 32))
     ys, xs = np.mgrid[0:32, 0:32] / 32
@@ -390,7 +314,7 @@ def _craters(c: Canvas, ground: Colour, dark: Colour, light: Colour) -> None:
 
 
 PLACES: dict[str, Place] = {
-    "plain": Place(paint=_plain, ground=(0.86, 0.94), conditions=("",), sky=False),
+    "plain": Place(paint=_plain, ground=(0.86, 0.94), conditions=tuple(PLAIN), sky=False),
     "beach": Place(paint=_beach, plants=("1F334", "1F41A", "26F1"), conditions=WARM),
     "sea": Place(paint=_sea, ground=(0.7, 0.9), floats=True, conditions=WARM),
     "underwater": Place(

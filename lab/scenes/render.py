@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw
 
+from lab.scenes.canvas import LIGHTS
 from lab.scenes.figures import Artist, Figure, Part, bounds
 from lab.scenes.layout import layout
 from lab.scenes.paintings import paint
-from lab.scenes.places import LIGHTS, PLACES, paint_place
+from lab.scenes.places import PLACES, paint_place
 from lab.scenes.scene import Scene
 from lab.scenes.shapes import draw_shape
 from lab.scenes.sprites import Sprites

@@ -5,6 +5,7 @@ scene. A thing enters only if most styles draw it and emblem's own training may 
 of a concept in one style, that emblem holds out for its tables stay unseen in scenes too.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -110,7 +111,7 @@ def of(
         for row in anchors[named].values():
             row.update({key: (row[key],) for key in ("noto", "fluent", "twemoji") if isinstance(row.get(key), float)})
     often = {key for _, key in drawn if sum((style, key) in drawn for style in STYLES) >= ENOUGH}
-    known = {key for key in often if all(key in names[language] for language in LANGUAGES)}
+    known = {key for key in often if all(sayable(names[language].get(key)) for language in LANGUAGES)}
 
     things = {key: thing for key in sorted(known) if (thing := _thing(key, table, subgroups, names))}
 
@@ -150,7 +151,12 @@ def load(sprites: Sprites) -> Vocabulary:
     """The vocabulary that these sprites can draw, with Unicode's names. Raises what `npm.fetch` raises."""
     table = dataset.table()
     known = Emojibase(fetch(table.names.pin, dataset.data_folder().parent / "packages"))
-    names = {language: {key: words.name for key, words in known.languages[language].items()} for language in LANGUAGES}
+    ours = _toml("things")["names"]
+    names = {
+        language: {key: ours.get(key, {}).get(language) or tidy(row.name) for key, row in rows.items()}
+        for language, rows in known.languages.items()
+        if language in LANGUAGES
+    }
     drawn = frozenset(
         (style, concept)
         for style, row in sprites.images.items()
@@ -158,6 +164,16 @@ def load(sprites: Sprites) -> Vocabulary:
         if may_see(style, concept, known, table.seed)
     )
     return of(names, {key: concept.subgroup for key, concept in known.concepts.items()}, drawn)
+
+
+def tidy(name: str) -> str:
+    """A Unicode name without its second genders: Polizist(in), Bauer/Bäuerin."""
+    return re.sub(r"\s*\([^)]*\)|/\S+", "", name).strip() or name
+
+
+def sayable(name: str | None) -> bool:
+    """Whether a caption can hold the name; Unicode's "Frau: rotes Haar" is none that anybody says."""
+    return bool(name) and not re.search("[:：]", name or "")
 
 
 def may_see(style: str, concept: str, known: Emojibase, seed: int) -> bool:
