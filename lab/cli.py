@@ -9,6 +9,7 @@ import typer
 from qkv import cli
 from qkv.cli import training
 from qkv.cli.shared import Shared, verb
+from qkv.errors import InputError, unknown
 from qkv.train.recipes import register
 
 # What the lab trains, beside the package's own tasks: a recipe's `task`, and the module that trains it.
@@ -75,6 +76,33 @@ def _pack(path: Path, *, progress: bool) -> None:
     pack(load_vae(Folder(resolve("emblem"))).float(), path, progress=progress)
 
 
+@data_app.command("scenes")
+@verb
+def data_scenes(
+    shared: Shared,
+    notice: Annotated[bool, typer.Option("--notice", help="Only print licences and attributions.")] = False,
+    sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet with captions into this file.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sheet's scenes.")] = 0,
+    count: Annotated[int, typer.Option(min=1, max=600, help="How many scenes the sheet shows.")] = 60,
+    held_out: Annotated[
+        str | None, typer.Option(help="Of combinations that training never sees: pair, ride ...")
+    ] = None,
+) -> None:
+    """Render the sprites that scenes are composed of; scenes themselves are drawn as they are needed."""
+    from lab.scenes import dataset, heldout
+
+    if notice:
+        shared.say(dataset.notice().rstrip("\n"), {"notice": dataset.notice()})
+        return
+    if held_out is not None and held_out not in heldout.KINDS:
+        raise InputError(unknown("kind", held_out, heldout.KINDS))
+    scenes = dataset.load(seed, kinds=frozenset([held_out] if held_out else []), progress=not shared.json)
+    if sheet is not None:
+        dataset.sheet(scenes, count).save(sheet)
+    said = str(sheet or f"{len(scenes.vocabulary.things)} things")
+    shared.say(said, {"things": len(scenes.vocabulary.things), "sheet": str(sheet) if sheet else None})
+
+
 @data_app.command("libreoffice-help")
 @verb
 def data_help(
@@ -104,6 +132,27 @@ def eval_emblem(
     with threads(shared.threads):
         scores = drawings.run(model, folder=folder, seed=seed, samples=samples, progress=not shared.json)
     shared.say(drawings.table(scores), scores)
+
+
+@eval_app.command("autoencoder")
+@verb
+def eval_autoencoder(
+    shared: Shared,
+    folder: Annotated[Path, typer.Argument(help="An autoencoder's folder, such as runs/NAME/model.")],
+    sheet: Annotated[Path | None, typer.Option(help="Draw pictures beside their redraws into this file.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many pictures of each kind.")] = 256,
+) -> None:
+    """Measure how well an autoencoder redraws held-out scenes and single drawings."""
+    from lab.scenes.autoencoder import measure
+    from qkv.device import threads
+    from qkv.weights.diffusers import load_vae
+    from qkv.weights.folder import Folder
+
+    with threads(shared.threads):
+        numbers, picture = measure(load_vae(Folder(folder)).float().eval(), count)
+    if sheet is not None:
+        picture.save(sheet)
+    shared.say("  ".join(f"{name} {value:.2f} dB" for name, value in numbers.items()), numbers)
 
 
 @eval_app.command("clip")

@@ -95,11 +95,15 @@ def notice() -> str:
         "The emblem data set is made of these works; each keeps its own licence.",
         "Pictures were resized to 128 x 128 pixels on white, names reworded into captions.",
     ]
-    for source in (*table().sets, table().names):
-        lines += ["", f"{source.title}, by {source.author}", f"  {source.url}"]
-        lines += [f"  {name}: https://spdx.org/licenses/{name}.html" for name in source.licence.split("; ")]
-        lines += [f"  npm package {source.package} {source.version}"]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *attributions((*table().sets, table().names))]) + "\n"
+
+
+def attributions(sources: Iterable[Source]) -> Iterator[str]:
+    """Whom to thank for what, and where its licence stands, line by line."""
+    for source in sources:
+        yield from ("", f"{source.title}, by {source.author}", f"  {source.url}")
+        yield from (f"  {name}: https://spdx.org/licenses/{name}.html" for name in source.licence.split("; "))
+        yield f"  npm package {source.package} {source.version}"
 
 
 def data_folder(home: Path | None = None) -> Path:

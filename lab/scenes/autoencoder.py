@@ -9,7 +9,6 @@ feature loss and a discriminator, which may follow once the plain losses no long
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from lab.emblem import dataset
-from lab.scenes import sprites, vocabulary
-from lab.scenes.imagine import imagine
-from lab.scenes.render import KEPT, Picture, draw
+from lab.scenes.dataset import load
+from lab.scenes.render import KEPT, Picture
 from lab.train.batches import Draw, to_signed
 from qkv.models.vae import VAE, VAEConfig
 from qkv.pictures.sheet import contact_sheet, to_images
@@ -74,25 +72,14 @@ class Batches:
         return picture[y : y + self.crop, x : x + self.crop]
 
 
-def scenes(seed: int, *, painted: bool = True) -> Callable[[int], Picture]:
-    """A function from a number to the scene's picture, as training may see it. Raises what `sprites.load` raises."""
-    cut = sprites.load()
-    words = vocabulary.load(cut)
-
-    def scene(number: int) -> Picture:
-        return draw(imagine(words, seed, number, painted=painted), cut, words, Random(f"{seed} {number}"))
-
-    return scene
-
-
 def held_out(count: int) -> dict[str, Tensor]:
     """What an autoencoder is measured on: scenes of a seed of their own, unpainted (grain alone would cap the figure),
     and drawings of concepts that training does not see. (N, 3, Y, X) in [-1, 1] each."""
-    data, scene = dataset.load(), scenes(HELD_SEED, painted=False)
+    data, scenes = dataset.load(), load(HELD_SEED, painted=False)
     rows = [item.row for item in data.items if item.split == "validation"]
     rows = rows[:: max(1, len(rows) // count)][:count]
     return {
-        "scenes": to_signed(np.stack([scene(number) for number in range(count)])),
+        "scenes": to_signed(scenes.pictures(count)),
         "drawings": to_signed(np.stack([data.pictures[row] for row in rows])),
     }
 
@@ -122,7 +109,7 @@ def train(recipe: Recipe, context: Context) -> Result[VAE]:
     items = [item for item in data.items if item.split == "train"]
     drawn = Draw.of([item.row for item in items], [item.weight for item in items], recipe.batch, recipe.fit.seed)
     singles = round(recipe.single * recipe.batch)
-    batches = Batches(scenes(recipe.fit.seed), data.pictures, drawn, singles, min(recipe.crop, KEPT))
+    batches = Batches(load(recipe.fit.seed).picture, data.pictures, drawn, singles, min(recipe.crop, KEPT))
 
     torch.manual_seed(recipe.fit.seed)
     vae = load_vae(Folder(recipe.start)) if recipe.start else VAE(recipe.model)

@@ -35,7 +35,7 @@ def caption(
     said = {part: odds if share is None else share for part, odds in said.items()}
     text = words.event(scene)
     parts = []
-    if rng.random() < said["place"]:
+    if scene.event != "scenery" and rng.random() < said["place"]:
         parts.append(words.place(scene))
     if scene.place != "plain" and scene.condition and rng.random() < said["condition"] * (scene.condition != "day"):
         parts.append(rng.choice(words.table["condition"][scene.condition]))
@@ -59,6 +59,8 @@ class _Words:
 
     def event(self, scene: Scene) -> str:
         """What happens, without where."""
+        if scene.event == "scenery":
+            return str(self.rng.choice(self.table["scenery"][scene.place]))
         if scene.event in ("alone", "count"):
             (actor,) = scene.actors
             return self.counted(actor, scene.count) if scene.event == "count" else self.thing(actor)
@@ -182,7 +184,7 @@ _BARE = {"white", "black", "grey", "blue", "pink", "yellow", "green", "purple", 
 def article(phrase: str) -> str:
     """An English phrase with "a" or "an", or without where it is a plural or a mass."""
     last = _head(phrase).split()[-1]
-    many = last.endswith("s") and not last.endswith(("ss", "us", "is"))
+    many = last.endswith("s") and not last.endswith(("ss", "us", "is", "os", "ens", "vas"))
     if many or MASS.match(phrase):
         return phrase
     sound = phrase.lower()
@@ -199,7 +201,7 @@ def plural(phrase: str) -> str:
         before[0] = known[before[0]]
     if last in known:
         last = known[last]
-    elif last.endswith("s") and not last.endswith(("ss", "us")):
+    elif last.endswith("s") and not last.endswith(("ss", "us", "ros", "ens", "vas")):
         pass
     elif re.search(r"(s|x|z|ch|sh)$", last):
         last += "es"

@@ -40,7 +40,8 @@ def _scene(vocabulary: Vocabulary, rng: Random, kinds: frozenset[str]) -> Scene:
     shares = SHARES if not kinds else {event: share for event, share in SHARES.items() if _may(event, kinds)}
     event = rng.choices(list(shares), list(shares.values()))[0]
     style = rng.choices(list(STYLE_SHARES), list(STYLE_SHARES.values()))[0]
-    place = "plain" if rng.random() < 0.25 and "place" not in kinds else rng.choice(list(PLACES)[1:])
+    plain = rng.random() < 0.25 and "place" not in kinds and event != "scenery"
+    place = "plain" if plain else rng.choice(list(PLACES)[1:])
     actors, count = EVENTS[event](vocabulary, rng, style, place)
     return Scene(
         event=_event(event, actors),
@@ -55,6 +56,8 @@ def _scene(vocabulary: Vocabulary, rng: Random, kinds: frozenset[str]) -> Scene:
 
 def _may(event: str, kinds: frozenset[str]) -> bool:
     """Whether an event can hold combinations of all the kinds."""
+    if event == "scenery":
+        return False
     holds = {"ride": {"ride"}, "dressed": {"dress"}, "alone": set(), "count": set()}.get(event, {"pair"})
     return kinds <= holds | {"place"}
 
@@ -73,6 +76,10 @@ Cast = tuple[tuple[Actor, ...], int]
 
 def _alone(vocabulary: Vocabulary, rng: Random, style: str, place: str) -> Cast:
     return (_actor(vocabulary, rng, style, place),), 1
+
+
+def _scenery(vocabulary: Vocabulary, rng: Random, style: str, place: str) -> Cast:
+    return (), 1
 
 
 def _beside(vocabulary: Vocabulary, rng: Random, style: str, place: str) -> Cast:
@@ -186,7 +193,8 @@ def _other(vocabulary: Vocabulary, rng: Random, place: str, than: str) -> str:
 
 
 SHARES: dict[str, float] = {
-    "alone": 0.36,
+    "scenery": 0.04,
+    "alone": 0.295,
     "beside": 0.13,
     "above": 0.04,
     "before": 0.03,
@@ -206,6 +214,7 @@ SHARES: dict[str, float] = {
     "ball": 0.01,
 }
 EVENTS: Mapping[str, Callable[[Vocabulary, Random, str, str], Cast]] = {
+    "scenery": _scenery,
     "alone": _alone,
     "beside": _beside,
     "above": _above,

@@ -218,6 +218,7 @@ def _sky(scene: Scene, artist: Artist, rng: Random) -> list[Figure]:
 
 
 EVENTS: dict[str, Callable[[Scene, Artist, Place, Random], list[Figure]]] = {
+    "scenery": lambda scene, artist, place, rng: [],
     "alone": _alone,
     "beside": _beside,
     "count": _count,

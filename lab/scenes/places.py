@@ -325,7 +325,7 @@ PLACES: dict[str, Place] = {
     "mountains": Place(paint=_mountains, plants=("1F332", "1FAA8")),
     "desert": Place(paint=_desert, plants=("1F335",), conditions=("day", "sunset", "night", "fog")),
     "snow": Place(paint=_snow, plants=("1F332", "26C4"), conditions=("day", "sunset", "night", "snow", "fog")),
-    "city": Place(paint=_city, ground=(0.84, 0.95)),
+    "city": Place(paint=_city, plants=("1F695",), ground=(0.84, 0.95)),
     "street": Place(paint=_street, plants=("1F333", "1F6A6"), ground=(0.82, 0.95)),
     "room": Place(
         paint=_room, plants=("1FAB4", "1FA91"), ground=(0.82, 0.95), sky=False,

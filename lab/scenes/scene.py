@@ -8,7 +8,7 @@ from typing import Literal
 
 SHIRT, PAWN = "1F455", "265F"
 Event = Literal[
-    "alone", "beside", "count", "above", "before", "on", "inside", "under", "surround",
+    "scenery", "alone", "beside", "count", "above", "before", "on", "inside", "under", "surround",
     "ride", "hold", "eat", "cards", "chess", "music", "ball",
 ]  # fmt: skip
 
@@ -31,9 +31,10 @@ class Actor:
 class Scene:
     """What happens: `event` says what actors[0] does to actors[1], or that `count` of actors[0] are there.
 
-    beside: from left to right as listed. above, on, inside, under: the first is above (on ...) the second. before:
-    the first stands in front. surround: the second's copies stand around the first. ride: the first rides or drives
-    the second. hold, eat, music, ball: the first holds (eats, plays) the second. cards, chess: all play.
+    scenery: the place alone. beside: from left to right as listed. above, on, inside, under: the first is above
+    (on ...) the second. before: the first stands in front. surround: the second's copies stand around the first. ride:
+    the first rides or drives the second. hold, eat, music, ball: the first holds (eats, plays) the second. cards,
+    chess: all play.
     `painting` is a way of painting, "" for none; `style` the drawing style of the sprites.
     """
 
