@@ -58,9 +58,7 @@ class Sampler(NamedTuple):
 
     run: Run
     schedule: Callable[[NoiseConfig, int], list[Level]]
-    stochastic: bool = False
     predictions: tuple[Prediction, ...] = ("epsilon", "v", "sample")
-    calls: Callable[[int], int] = int  # network calls that so many steps cost
     scaled_start: bool = False  # begins at sigma * noise
     zero_terminal_snr: bool = True  # can begin where alpha is 0
     clips: bool = False  # clamps every guess to the model's `clip`, if it has one
@@ -198,27 +196,19 @@ def _not_karras(config: NoiseConfig, steps: int) -> list[Level]:
     return schedules.continuous(replace(config, karras=False), steps)
 
 
-def _two_a_step(steps: int) -> int:
-    return 2 * steps - 1  # the last step has one end only
-
-
-def _one_more(steps: int) -> int:
-    return steps + 1 if steps > 1 else 1
-
-
 _fresh = partial(ddim, eta=1.0)
 
 SAMPLERS: dict[SamplerName, Sampler] = {
-    "ddpm": Sampler(_fresh, schedules.ancestral, stochastic=True, clips=True),
+    "ddpm": Sampler(_fresh, schedules.ancestral, clips=True),
     "ddim": Sampler(ddim, partial(schedules.grid, clean=True), clips=True),
-    "pndm": Sampler(pndm, schedules.grid, calls=_one_more, zero_terminal_snr=False),
+    "pndm": Sampler(pndm, schedules.grid, zero_terminal_snr=False),
     "euler": Sampler(ddim, schedules.continuous, scaled_start=True),
-    "euler_ancestral": Sampler(_fresh, _not_karras, stochastic=True, scaled_start=True),
-    "heun": Sampler(heun, schedules.continuous, calls=_two_a_step, scaled_start=True, clips=True),
+    "euler_ancestral": Sampler(_fresh, _not_karras, scaled_start=True),
+    "heun": Sampler(heun, schedules.continuous, scaled_start=True, clips=True),
     "dpmpp_2m": Sampler(dpmpp_2m, schedules.solver),
     "dpmpp_2m_karras": Sampler(dpmpp_2m, _karras),
     "unipc": Sampler(unipc, schedules.solver),
-    "lcm": Sampler(lcm, schedules.consistency, stochastic=True, clips=True),
+    "lcm": Sampler(lcm, schedules.consistency, clips=True),
     "flow_euler": Sampler(ddim, schedules.flow, predictions=("flow",)),
 }
 

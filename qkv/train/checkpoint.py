@@ -99,24 +99,6 @@ def load(run: Path) -> Checkpoint | None:
         ) from error
 
 
-def load_ema(run: Path) -> Tensors:
-    """The averaged weights of the newest checkpoint, for `model.load_state_dict`; safe while training goes on.
-
-    Raises NotFoundError where nothing is saved yet, CheckpointError where the file is broken.
-    """
-    for _ in range(10):
-        path = newest(run)
-        if path is None:
-            raise NotFoundError(f"{run} holds no checkpoint yet")
-        try:
-            return load_file(path / "ema.safetensors")
-        except FileNotFoundError:  # the trainer dropped this one meanwhile: a newer one is there
-            continue
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot read {path / 'ema.safetensors'}: {error}") from error
-    raise CheckpointError(f"{path} has no ema.safetensors; is {run} the folder of a training run?")
-
-
 def mean_weights(run: Path, count: int) -> Tensors:
     """The mean of the weights in the newest `count` checkpoints, or as many as there are: "Attention Is All You Need"
     (1706.03762), section 6.1. Raises NotFoundError, CheckpointError.

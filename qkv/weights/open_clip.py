@@ -4,24 +4,23 @@
     attn.in_proj_weight (3D, D)  <->  q, k, v, each (D, D)
     visual.proj, text_projection (D, P)  <->  project.weight (P, D)
 
+Read only: what is trained or exported here is written as transformers publishes it (weights/clip.py).
 Left out: towers out of timm or Hugging Face, ResNets, and the newer blocks with norms of their own; a configuration
 that asks for one is refused by name.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from qkv.config import build
 from qkv.errors import ConfigError, shorten
 from qkv.models.clip import CLIP, TextConfig, VisionConfig
 from qkv.models.preprocess import MEAN, STD, Preprocess
-from qkv.weights.configs import Keys, write_json
-from qkv.weights.folder import Folder, write_tensors
-from qkv.weights.load import export_weights, load_module
+from qkv.weights.configs import Keys
+from qkv.weights.folder import Folder
+from qkv.weights.load import load_module
 from qkv.weights.tables import Row, Table, fused, transposed
 
 CONFIG, STEM = "open_clip_config.json", "open_clip_model"
@@ -141,23 +140,6 @@ def load_open_clip(folder: Folder, *, dtype: torch.dtype | None = None) -> CLIP:
     return load_module(lambda: CLIP(text, vision), TABLE.ours(folder.tensors(stems=(STEM,))), dtype=dtype)
 
 
-def published_open_clip(clip: CLIP) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """open_clip_config.json without its preprocess_cfg, and the tensors. ConfigError for what open_clip cannot say."""
-    text, vision = clip.text.config, clip.vision.config
-    if text.activation != vision.activation or text.activation not in ("gelu", "quick_gelu"):
-        given = f"{text.activation} and {vision.activation}"
-        raise ConfigError(f"open_clip has one activation for both towers, gelu or quick_gelu; these have {given}")
-    if text.norm_eps != 1e-5 or vision.norm_eps != 1e-5:
-        raise ConfigError(f"open_clip's norms have an epsilon of 1e-5; these have {text.norm_eps}, {vision.norm_eps}")
-    words = {key: getattr(text, ours) for key, ours in TEXT_KEYS.fields.items()}
-    sight = {key: getattr(vision, ours) for key, ours in VISION_KEYS.fields.items()}
-    words["mlp_ratio"] = text.ffn_dim / text.dim
-    sight |= {"head_width": vision.dim // vision.heads, "mlp_ratio": vision.ffn_dim / vision.dim}
-    model = {"embed_dim": text.proj_dim, "quick_gelu": text.activation == "quick_gelu"}
-    config = {"model_cfg": model | {"vision_cfg": sight, "text_cfg": words}}
-    return config, TABLE.published(export_weights(clip))
-
-
 def read_preprocess(published: Mapping[str, Any], size: int) -> Preprocess:
     """The `preprocess_cfg` of an open_clip_config.json, for a tower of `size` x `size` pixels. ConfigError."""
     given = published.get("preprocess_cfg") or {}
@@ -174,16 +156,3 @@ def read_preprocess(published: Mapping[str, Any], size: int) -> Preprocess:
         "std": given.get("std", STD),
     }
     return build(Preprocess, values, "preprocess_cfg")
-
-
-def save_open_clip(clip: CLIP, preprocess: Preprocess, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Writes open_clip_config.json and open_clip_model.safetensors. ConfigError, OutputError."""
-    config, tensors = published_open_clip(clip)
-    config["preprocess_cfg"] = {
-        "mean": list(preprocess.mean),
-        "std": list(preprocess.std),
-        "interpolation": preprocess.resample,
-        "resize_mode": "squash" if isinstance(preprocess.resize, tuple) else "shortest",
-    }
-    write_json(folder / CONFIG, config)
-    write_tensors(folder, STEM, {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()})

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkv.errors import CheckpointError, InputError, NotFoundError
-from qkv.train.checkpoint import load, load_ema, lock, newest, save
+from qkv.train.checkpoint import load, lock, mean_weights, newest, save
 
 GROUPS = {"model": {"w": torch.arange(6.0).reshape(2, 3)}, "ema": {"w": torch.ones(2, 3)}}
 
@@ -17,7 +17,7 @@ def test_nothing_is_there_yet(tmp_path: Path) -> None:
     assert load(tmp_path) is None
     assert newest(tmp_path) is None
     with pytest.raises(NotFoundError, match="no checkpoint yet"):
-        load_ema(tmp_path)
+        mean_weights(tmp_path, 3)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert read is not None
     assert (read.path, read.step, read.facts) == (path, 7, {"config": {"lr": 0.1}, "window": [0.1, 1 / 3]})
     assert torch.equal(read.groups["model"]["w"], GROUPS["model"]["w"])
-    assert torch.equal(load_ema(tmp_path)["w"], GROUPS["ema"]["w"])
+    assert torch.equal(read.groups["ema"]["w"], GROUPS["ema"]["w"])
 
 
 @settings(max_examples=25, deadline=None)
@@ -83,20 +83,6 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
         state.write_text({"not json": "{", "list": "[]"}[damage])
     with pytest.raises(CheckpointError, match="00000003"):
         load(tmp_path)
-
-
-def test_a_folder_without_averaged_weights(tmp_path: Path) -> None:
-    save(tmp_path, 3, {"model": GROUPS["model"]}, {}, keep=2)
-    with pytest.raises(CheckpointError, match=r"no ema\.safetensors"):
-        load_ema(tmp_path)
-
-
-def test_reading_while_the_trainer_drops_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path, 1, GROUPS, {}, keep=2)
-    gone = tmp_path / "checkpoints" / "00000000"
-    answers = iter([gone, newest(tmp_path)])
-    monkeypatch.setattr("qkv.train.checkpoint.newest", lambda run: next(answers))
-    assert torch.equal(load_ema(tmp_path)["w"], GROUPS["ema"]["w"])
 
 
 def test_a_lock_in_the_same_process(tmp_path: Path) -> None:

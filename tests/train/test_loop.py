@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qkv.errors import CheckpointError, ConfigError, InputError, MissingDependencyError
 from qkv.train import curve
 from qkv.train.batch import rows, to_device
-from qkv.train.checkpoint import load, load_ema
+from qkv.train.checkpoint import load
 from qkv.train.loop import FitConfig, Loss, Result, fit
 from qkv.train.optim import OptimConfig, ema_decay, ema_update, learning_rate, optimizer_tensors, optimizers
 
@@ -165,7 +165,9 @@ def test_the_averaged_model_is_what_is_drawn_returned_and_read(tmp_path: Path) -
     assert [step for step, _ in seen] == [4, 6]
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["00000004.png", "00000006.png"]
     assert {"step": 4, "val": 4} in records(tmp_path)
-    average = load_ema(tmp_path)
+    saved = load(tmp_path)
+    assert saved is not None
+    average = saved.groups["ema"]
     assert torch.equal(seen[-1][1], average["0.weight"])
     assert not torch.equal(model.state_dict()["0.weight"], average["0.weight"])
     fresh = toy()
