@@ -46,6 +46,7 @@ class Source:
     package: str
     version: str
     integrity: str
+    bytes: int
     title: str
     author: str
     licence: str
@@ -53,7 +54,7 @@ class Source:
 
     @property
     def pin(self) -> Package:
-        return Package(name=self.package, version=self.version, integrity=self.integrity)
+        return Package(name=self.package, version=self.version, integrity=self.integrity, bytes=self.bytes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from qkv.atomic import new_folder
 from qkv.errors import CheckpointError, MissingDependencyError, NotFoundError, shorten
+from qkv.fetch.notice import announce
 
 
 def fetch(packages: Sequence[str], cache: Path) -> dict[str, Path]:
@@ -25,7 +26,7 @@ def fetch(packages: Sequence[str], cache: Path) -> dict[str, Path]:
     missing = [package for package in packages if _newest(package, cache) is None]
     if missing:
         with tempfile.TemporaryDirectory(prefix="qkv-") as scratch:
-            for archive in _download(missing, Path(scratch)):
+            for archive in _download(missing, Path(scratch), cache):
                 name, version, _ = archive.stem.split("_")
                 with new_folder(cache / f"{name}_{version}", replace=True) as made:
                     unpack(archive, made)
@@ -58,21 +59,15 @@ def unpack(archive: Path, folder: Path) -> Path:
     raise CheckpointError(f"{archive.name} holds no files")
 
 
-def _download(packages: Sequence[str], scratch: Path) -> list[Path]:
+def _download(packages: Sequence[str], scratch: Path, cache: Path) -> list[Path]:
     if os.environ.get("NPM_CONFIG_OFFLINE") == "true":  # --offline
         raise NotFoundError(f"{' '.join(packages)} is not here yet, and the network may not be used")
     apt = shutil.which("apt-get")
     if apt is None:
         raise MissingDependencyError("apt-get is not installed: this data comes out of Debian's packages")
-    result = subprocess.run(
-        [apt, "download", *packages],
-        cwd=scratch,
-        env={**os.environ, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
+    sizes = [line.split()[2] for line in _run(apt, "--print-uris", *packages, cwd=scratch).stdout.splitlines()]
+    announce(" ".join(packages), sum(map(int, filter(str.isdigit, sizes))), "Debian", cache)
+    result = _run(apt, *packages, cwd=scratch)
     archives = list(scratch.glob("*.deb"))
     if result.returncode != 0 or len(archives) != len(packages):
         reason = next((line for line in result.stderr.splitlines() if line.startswith("E:")), "nothing was written")
@@ -80,3 +75,15 @@ def _download(packages: Sequence[str], scratch: Path) -> list[Path]:
             f"apt-get cannot fetch {' '.join(packages)}: {shorten(reason)}; check the network and run: apt-get update"
         )
     return archives
+
+
+def _run(apt: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [apt, "download", *arguments],
+        cwd=cwd,
+        env={**os.environ, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )

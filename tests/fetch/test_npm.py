@@ -28,7 +28,7 @@ def tarball(members: dict[str, bytes], links: dict[str, str] | None = None) -> b
 
 def pin(content: bytes) -> Package:
     integrity = "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
-    return Package(name="@scope/fake", version="1.0.0", integrity=integrity)
+    return Package(name="@scope/fake", version="1.0.0", integrity=integrity, bytes=2_000_000)
 
 
 GOOD = tarball({"package/icons.json": b"{}", "package/deep/er.txt": b"text"})
@@ -74,10 +74,14 @@ def test_a_cut_or_other_package_leaves_nothing(npm: Path, tmp_path: Path, served
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_without_network_one_line_says_what_npm_said(npm: Path, tmp_path: Path) -> None:
+def test_without_network_one_line_says_what_npm_said(
+    npm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(NotFoundError, match=r"cannot fetch @scope/fake@1\.0\.0: npm error code ENOTFOUND") as error:
         fetch(pin(GOOD), tmp_path / "cache")
     assert "\n" not in str(error.value)
+    said = f"qkv: fetching @scope/fake@1.0.0 (2.0 MB) from npm into {tmp_path / 'cache'}\n"
+    assert capsys.readouterr().err == said, "before anything comes"
 
 
 def test_without_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,4 +115,4 @@ def test_hostile_tarballs_are_refused_even_with_the_right_hash(tmp_path: Path, c
 @pytest.mark.parametrize("integrity", ["", "sha1-AAAA", "sha512-!!", "sha512-AAAA"])
 def test_a_pin_must_be_sha512(integrity: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not sha512"):
-        fetch(Package(name="fake", version="1", integrity=integrity), tmp_path)
+        fetch(Package(name="fake", version="1", integrity=integrity, bytes=1), tmp_path)

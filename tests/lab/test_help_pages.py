@@ -128,7 +128,7 @@ def apt(monkeypatch):
     }
     asked = []
 
-    def download(packages, scratch):
+    def download(packages, scratch, cache):
         asked.append(list(packages))
         for package in packages:
             (scratch / f"{package}_4%3a7.4-1_all.deb").write_bytes(deb(files[package]))
@@ -181,10 +181,17 @@ def test_without_apt(monkeypatch, tmp_path):
         debian.fetch(["libreoffice-help-de"], tmp_path)
 
 
-def test_apt_fails(monkeypatch, tmp_path):
+def test_apt_fails(monkeypatch, tmp_path, capsys):
     false = tmp_path / "apt-get"
-    false.write_text("#!/bin/sh\necho 'E: Unable to locate package' >&2\nexit 100\n")
+    uri = "'http://example.org/a.deb' a.deb 2500000 SHA256:0"
+    false.write_text(f"""#!/bin/sh
+[ "$2" = --print-uris ] && echo "{uri}" && exit
+echo 'E: Unable to locate package' >&2
+exit 100
+""")
     false.chmod(0o755)
     monkeypatch.setattr(debian.shutil, "which", lambda name: str(false))
     with pytest.raises(NotFoundError, match="Unable to locate"):
         debian.fetch(["libreoffice-help-de"], tmp_path / "cache")
+    said = f"qkv: fetching libreoffice-help-de (2.5 MB) from Debian into {tmp_path / 'cache'}\n"
+    assert capsys.readouterr().err == said, "before anything comes"
