@@ -145,8 +145,8 @@ def eval_autoencoder(
     """Measure how well an autoencoder redraws held-out scenes and single drawings."""
     from lab.scenes.autoencoder import measure
     from qkv.device import threads
-    from qkv.weights.diffusers import load_vae
     from qkv.weights.folder import Folder
+    from qkv.weights.vae import load_vae
 
     with threads(shared.threads):
         numbers, picture = measure(load_vae(Folder(folder)).float().eval(), count)

@@ -22,11 +22,12 @@ from lab.scenes.render import KEPT, Picture
 from lab.train.batches import Draw, to_signed
 from qkv.models.vae import VAE, VAEConfig
 from qkv.pictures.sheet import contact_sheet, to_images
-from qkv.train.loop import FitConfig, Loss, Result, fit
+from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.objectives import autoencoding
-from qkv.train.recipes import Context, facts
-from qkv.weights.diffusers import load_vae, published_vae, save_component
+from qkv.train.recipes import Context
+from qkv.weights.diffusers import save_component
 from qkv.weights.folder import Folder
+from qkv.weights.vae import load_vae, published_vae
 
 HELD_SEED = 1_000_003  # of the scenes that only measurements see
 LOOKED_AT = 64  # pictures of each kind that a validation redraws
@@ -127,17 +128,14 @@ def train(recipe: Recipe, context: Context) -> Result[VAE]:
         shown = torch.cat([held[:16] for held in unseen.values()])
         return beside(shown, redraw(vae, shown))
 
-    result = fit(
+    result = context.fit(
+        recipe,
         vae,
         batches,
         objective,
-        recipe.fit,
-        context.folder,
-        recipe={"task": "scenes-autoencoder", **facts(recipe), "model": vae.config},
-        resume=context.resume,
+        facts={"model": vae.config},
         samples=samples,
         validate=validate,
-        progress=context.progress,
     )
     save_component(context.folder / "model" / "vae", published_vae(result.model))
     return result
