@@ -225,6 +225,13 @@ def here(name_or_path: str | Path) -> Path | None:
     return Path(text) if text and os.path.exists(text) else None
 
 
+def label(name_or_path: str | Path) -> str:
+    """What a model may be called where others read it: its name, or the last part of where it lies on this machine."""
+    text = os.fspath(name_or_path)
+    named = isinstance(name_or_path, str) and (text in names() or not os.path.exists(text))
+    return text if named else Path(text).resolve().name
+
+
 def resolve(name_or_folder: str | Path) -> Path:
     """The folder of a model by its name, or the folder itself; a name wins over a folder of that name.
 

@@ -27,6 +27,9 @@ MARKS = {  # the longer ones first: UTF-32's begins as UTF-16's does
 T = TypeVar("T")
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
 class NotTextError(InputError):
     """Bytes that are no text; the message is the reason alone."""
 
@@ -97,6 +100,12 @@ def json_lines(path: Path, read: Callable[[Mapping[str, Any]], T]) -> list[T]:
     if not found:
         raise InputError(f"{path} is empty; write one JSON object a line")
     return found
+
+
+def refuse_pointer(head: bytes) -> None:
+    """NotTextError for what git-lfs leaves where it did not fetch a file, by the first bytes."""
+    if head.startswith(_POINTER):
+        raise NotTextError("it is a pointer that git-lfs left in place of the file; run: git lfs pull")
 
 
 def as_utf8(stream: BinaryIO, chunk: int) -> Iterator[bytes]:

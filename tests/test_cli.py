@@ -94,14 +94,65 @@ def test_json(quick: Callable[..., Ran]) -> None:
     assert ran.err.count("qkv: warning: size:") == 1  # once for both pictures
 
 
-def test_replay_is_the_same_file(quick: Callable[..., Ran], qkv: Callable[..., Ran]) -> None:
+def test_replay_is_the_same_file(quick: Callable[..., Ran], qkv: Callable[..., Ran], tiny: Path) -> None:
     options = ["--negative", "red", "--guidance", 3, "--sampler", "euler_ancestral", "--size", "40x32", "--seed", 8]
     first = quick("a (dog:1.2) in 雨", *options, "--threads", 1, "-o", "a.png")
     assert first.code == 0
+    again = ("draw", "--replay", "a.png", "--model", tiny)
+    assert qkv(*again, "-o", "b.png").code == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    assert qkv(*again, "--seed", 9, "-o", "c.png").code == 0
+    assert Path("a.png").read_bytes() != Path("c.png").read_bytes()
+
+
+def test_a_picture_tells_nothing_of_the_users_machine(
+    quick: Callable[..., Ran], qkv: Callable[..., Ran], tiny: Path, tmp_path: Path
+) -> None:
+    """Its model is a name; a folder of that name is found where one is, or where --model says."""
+    for model in (tiny, os.path.relpath(tiny), f"{tiny}/."):
+        assert (
+            json.loads(qkv("draw", "a", "--steps", 1, "--model", model, "-o", "a.png", "--json").out)["model"]
+            == tiny.name
+        )
+        assert str(tiny.parent).encode() not in Path("a.png").read_bytes()
+    assert str(tmp_path).encode() not in Path("a.png").read_bytes()
+    ran = qkv("draw", "--replay", "a.png", "-o", "b.png")
+    assert (ran.code, ran.out) == (2, "")
+    assert f"a.png was drawn by the model '{tiny.name}', which is not here; say where it is with --model" in ran.err
+    Path(tiny.name).symlink_to(tiny)
     assert qkv("draw", "--replay", "a.png", "-o", "b.png").code == 0
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
-    assert qkv("draw", "--replay", "a.png", "--seed", 9, "-o", "c.png").code == 0
-    assert Path("a.png").read_bytes() != Path("c.png").read_bytes()
+
+
+def test_a_strangers_picture_makes_nobody_fetch(
+    qkv: Callable[..., Ran], quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[object] = []
+    monkeypatch.setattr("qkv.fetch.hub.ask", fetched.append)
+    quick("a dog", "-o", "a.png")
+    with Image.open("a.png") as image:
+        said = PngImagePlugin.PngInfo()
+        said.add_text("qkv", json.dumps(json.loads(image.text["qkv"]) | {"model": "evil/model"}))
+        image.save("evil.png", pnginfo=said)
+    ran = qkv("draw", "--replay", "evil.png", "-o", "b.png")
+    assert (ran.code, fetched) == (2, [])
+    assert "which is not here; say where it is with --model" in ran.err
+
+
+def test_a_model_of_the_hubs_cache(qkv: Callable[..., Ran], tiny: Path, tmp_path: Path, monkeypatch) -> None:
+    snapshot = tmp_path / "cache" / "models--good--model" / "snapshots" / ("a" * 40)
+    shutil.copytree(tiny, snapshot)
+    refs = snapshot.parent.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "cache"), raising=False)
+    ran = qkv("draw", "a", "--steps", 1, "--seed", 1, "--model", "good/model", "--offline", "-o", "a.png", "--json")
+    assert json.loads(ran.out)["model"] == "good/model"
+    assert qkv("draw", "--replay", "a.png", "-o", "b.png").code == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    assert "offline nothing is fetched" in qkv("draw", "a", "--model", "no/model", "--offline").err
+    assert qkv("export", "good/model", "exported").code == 0
 
 
 def test_replay_says_that_the_model_is_another(
@@ -117,15 +168,17 @@ def test_replay_says_that_the_model_is_another(
     assert "qkv: warning: model-changed:" in ran.err
 
 
-def test_replay_says_that_the_versions_are_others(quick: Callable[..., Ran], qkv: Callable[..., Ran]) -> None:
+def test_replay_says_that_the_versions_are_others(
+    quick: Callable[..., Ran], qkv: Callable[..., Ran], tiny: Path
+) -> None:
     quick("a dog", "-o", "a.png")
     with Image.open("a.png") as image:
         said = PngImagePlugin.PngInfo()
         for name, text in image.text.items():  # type: ignore[attr-defined]
             said.add_text(name, text.replace(torch.__version__, "1.0"))
         image.save("old.png", pnginfo=said)
-    assert "versions-changed" not in qkv("draw", "--replay", "a.png", "-o", "b.png").err
-    ran = qkv("draw", "--replay", "old.png", "-o", "b.png")
+    assert "versions-changed" not in qkv("draw", "--replay", "a.png", "--model", tiny, "-o", "b.png").err
+    ran = qkv("draw", "--replay", "old.png", "--model", tiny, "-o", "b.png")
     assert ran.code == 0
     assert "versions-changed: old.png was drawn by qkv 0.1.0 and torch 1.0; its last bits may differ" in ran.err
 

@@ -107,6 +107,26 @@ def test_files_as_options(qkv: Callable[..., Ran], scripted) -> None:
     assert Path("code.py").read_text() == "def f():\n    \n\nprint(f())\n"
 
 
+def test_a_file_is_gone_on_from(qkv: Callable[..., Ran], scripted) -> None:
+    """Code to the end of its block, a text as it is; a prompt that only looks like a name is one."""
+    Path("code.py").write_bytes(b"\xef\xbb\xbfdef f():\r\n    x = 1\r\n")
+    Path("my text.txt").write_text("once upon")
+    scripted({"def f():\n    x = 1\n": "    return 1\nx", "once upon": " a time", "v1.0": " of"})
+    ran = qkv("complete", "code.py")
+    assert (ran.code, ran.out) == (0, "    return 1\nx\n")
+    assert ran.err == "qkv: going on from what is in the file code.py\n"
+    assert qkv("complete", "my text.txt", "--max-tokens", 7).out == " a time\n"
+    assert qkv("complete", "my text.txt", "--max-tokens", 7, "--echo").out == "once upon a time\n"
+    assert qkv("complete", "v1.0", "--max-tokens", 3) == (0, " of\n", "")
+    gone = qkv("complete", "gone.py")
+    assert (gone.code, gone.err) == (
+        2,
+        "qkv: error: there is no file 'gone.py'; name one that is there, or pipe the text in\n",
+    )
+    assert "--at is a line of a file; it does not go with --echo" in qkv("complete", "code.py", "--at", 1, "--echo").err
+    assert "it does not go with piped text" in qkv("complete", "--at", 1, piped=b"x").err
+
+
 def test_a_talk(qkv: Callable[..., Ran], scripted) -> None:
     second = "one<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n"
     scripted({ASKED: "one", second: "two"})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qkv.cli.shared import Shared, verb
-from qkv.errors import InputError, OutputError, shorten
+from qkv.errors import InputError, NotFoundError, OutputError, shorten
 from qkv.progress import Bar
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def draw(
         "dtype": shared.dtype,
         "attention": show_attention,
     }
+    if before and model is None:
+        _find(before.model, replay)
     request = Request(**asked | {name: value for name, value in given.items() if value is not None})
     said: set[str] = set()
     with threads(before.threads if before and shared.threads is None else shared.threads):
@@ -87,6 +89,17 @@ def draw(
                 result["attention"] = str(sheet)
                 text += f"\n{sheet}"
             shared.say(text, result | {"seconds": round(picture.seconds, 3)})
+
+
+def _find(model: str, replay: Path | None) -> None:
+    """NotFoundError if a model that only a picture names is not here: a stranger's picture makes nobody fetch one."""
+    from qkv.fetch.pull import find
+
+    try:
+        find(model, offline=True)
+    except NotFoundError as error:
+        what = f"{replay} was drawn by the model {shorten(model)!r}, which is not here"
+        raise NotFoundError(f"{what}; say where it is with --model") from error
 
 
 def changed(before: "Settings", now: "Settings", replay: Path | None) -> list[str]:

@@ -1,6 +1,7 @@
 """`qkv chat`, `qkv complete`: text as it comes on stdout, everything else on stderr."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qkv.cli.shared import INTERRUPTED, Plain, Shared, piped, verb
-from qkv.errors import InputError
+from qkv.errors import InputError, shorten
 from qkv.textfiles import read_text
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ Regex = Annotated[str | None, typer.Option(help="The text matches this from end 
 
 
 MAX_SCHEMA = 1 << 20  # bytes of a file
+CODE = (".py", ".js", ".rs", ".go", ".c", ".h")  # of writing/source.py
 
 
 @verb
@@ -63,7 +65,7 @@ def chat(
 @verb
 def complete(
     shared: Shared,
-    text: Annotated[str | None, typer.Argument(help="What to go on from; or, with --at, a file.")] = None,
+    text: Annotated[str | None, typer.Argument(help="What to go on from, or a file with it.")] = None,
     at: Annotated[int | None, typer.Option(help="Complete the file's code at the end of this line.")] = None,
     suffix: Annotated[str | None, typer.Option(help="What comes after; the model writes what is between.")] = None,
     shots: Annotated[Path | None, typer.Option(help='Lines of {"input": ..., "output": ...} to show before.')] = None,
@@ -94,17 +96,21 @@ def complete(
     options = _options(shared, model, max_tokens, temperature, top_p, top_k, seed, stop, **more)
     if logprobs is not None and not shared.json:
         raise InputError("logprobs are printed as JSON only; add --json")
-    given = _piped() if text is None else text
-    if at is not None:
+    asked = {"--suffix": suffix, "--shots": shots, "--echo": echo, "--heal": heal, "--code": code}
+    other = [name for name, value in asked.items() if value not in (None, False)]
+    if at is not None and (other or text is None):
+        raise InputError(f"--at is a line of a file; it does not go with {' and '.join(other) or 'piped text'}")
+    file = Path(text) if text is not None and at is not None else _file(text)
+    if file is not None and (at is not None or (file.suffix in CODE and not other)):
         from qkv.tasks.code import completing_code, in_file
 
-        _show(shared, completing_code(in_file(Path(given), at, options)))
+        _show(shared, completing_code(in_file(file, at, options)))
         return
     from qkv.tasks.complete import CompleteRequest, completing
     from qkv.writing.shots import read_shots
 
     request = CompleteRequest(
-        prompt=given,
+        prompt=read_text(file) if file else _piped() if text is None else text,
         options=options,
         suffix=suffix,
         shots=read_shots(shots) if shots else (),
@@ -113,6 +119,19 @@ def complete(
         code=code,
     )
     _show(shared, completing(request))
+
+
+def _file(text: str | None) -> Path | None:
+    """The file that an argument names, which is then read; None if it is a text. InputError if it can only be meant as
+    a file and is none."""
+    if text is None or len(text) > 1000 or not (suffix := Path(text).suffix):
+        return None
+    if os.path.isfile(text):
+        print(f"qkv: going on from what is in the file {text}", file=sys.stderr)
+        return Path(text)
+    if suffix in CODE and not any(map(str.isspace, text)):
+        raise InputError(f"there is no file {shorten(text)!r}; name one that is there, or pipe the text in")
+    return None
 
 
 def _options(

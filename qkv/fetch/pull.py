@@ -31,6 +31,7 @@ from qkv.fetch import hub, wheel
 from qkv.fetch.notice import announce
 from qkv.progress import watched
 from qkv.registry import KNOWN, SOURCE
+from qkv.textfiles import NotTextError, refuse_pointer
 
 ADVICE = "; QKV_HOME names another place for models"
 SCRATCH = ".pull-"  # how the folders begin whose contents are not kept
@@ -77,8 +78,12 @@ def _opened(path: Path) -> Path:
         return registry.entry(path)
     if path.is_file():
         with path.open("rb") as file:
-            if file.read(len(GGUF)) == GGUF:
+            if (head := file.read(64)).startswith(GGUF):
                 return path
+        try:
+            refuse_pointer(head)
+        except NotTextError as error:
+            raise CheckpointError(f"cannot read {path}: {error}") from error
     raise CheckpointError(f"{path} is no GGUF file; give a .gguf file, or the folder of a model")
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 
 from qkv import device as devices
-from qkv import registry
 from qkv.config import build
+from qkv.fetch.pull import find
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.models.packed import can_pack, pack
 from qkv.weights.diffusers import load_latent_diffusion
@@ -47,7 +47,7 @@ def load(model: str | Path = "emblem", *, device: str = "auto", dtype: str = "au
 
 def make_ready(name_or_folder: str | Path, device: torch.device, dtype: torch.dtype) -> Ready:
     """As `load`, with the defaults and the fingerprint that the model's folder has."""
-    path = registry.resolve(name_or_folder)
+    path = find(name_or_folder)
     files = sorted(file for file in (*path.glob("*.json"), *path.glob("*/*")) if file.is_file())
     stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     return _load(path.absolute(), stamp, device, dtype)

@@ -49,7 +49,7 @@ class Settings:
     prompt: str
     negative: str = ""
     seed: int
-    model: str  # as it was asked for: a name or a folder
+    model: str  # its name, or its folder's: nothing of where that lies
     fingerprint: str  # of the model's files
     sampler: str
     steps: int

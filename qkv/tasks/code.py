@@ -47,9 +47,10 @@ class CodeRequest:
         return before, self.source[len(before) :]
 
 
-def in_file(path: Path, line: int, options: Options) -> CodeRequest:
-    """The wish for what comes at the end of a file's line. Raises InputError."""
+def in_file(path: Path, line: int | None, options: Options) -> CodeRequest:
+    """The wish for what comes at the end of a file's line; None: of the file. Raises InputError."""
     source = read_text(path).replace("\r\n", "\n")
+    line = source.count("\n") + 1 if line is None else line
     return CodeRequest(source=source, line=line, kind=NAMES.get(path.suffix), options=options)
 
 

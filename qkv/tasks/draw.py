@@ -31,6 +31,7 @@ from qkv.pictures.attention_map import AttentionMaps, heat_sheet
 from qkv.pictures.picture import Picture, Settings
 from qkv.pictures.request import SIZE_UNIT, Request, check_size, texts
 from qkv.pictures.sheet import to_images
+from qkv.registry import label
 from qkv.sample.denoise import levels, sample
 from qkv.sample.predict import Condition, Network, guided, predict
 from qkv.text.tokenizer import Prompt
@@ -214,7 +215,7 @@ def _settle(request: Request, ready: Ready) -> tuple[Settings, list[str]]:
     settings = Settings(
         prompt="",
         seed=0,
-        model=str(request.model),
+        model=label(request.model),
         fingerprint=ready.fingerprint,
         sampler=_sampler(request, model),
         steps=defaults.steps if request.steps is None else request.steps,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from qkv import registry
 from qkv.atomic import new_folder
 from qkv.device import find_dtype
 from qkv.errors import OutputError
+from qkv.fetch.pull import find
 from qkv.weights.diffusers import load_latent_diffusion, save_latent_diffusion
 from qkv.weights.folder import Folder
 
@@ -21,7 +21,7 @@ def export(model: str | Path, folder: str | Path, *, dtype: str | None = None) -
 
     Raises OutputError if there is something at `folder` already, and what reading the model raises.
     """
-    source, folder = registry.resolve(model), Path(folder)
+    source, folder = find(model), Path(folder)
     if os.path.lexists(folder):
         raise OutputError(f"cannot write {folder}: it is already there; give a new name")
     precision = None if dtype is None else find_dtype(dtype, torch.device("cpu"))

@@ -217,7 +217,7 @@ def _load(path: Path, stamp: str, device: torch.device, dtype: torch.dtype) -> R
     """Kept in memory until two others were asked for, or a file of the folder changes, which `stamp` shows."""
     folder = Folder(path)
     model = load_translator(folder, dtype=dtype).to(device)
-    pieces = read_pieces(*(folder.file(name).read_bytes() for name in FILES))
+    pieces = read_pieces(*map(folder.bytes, FILES))
     if pieces.vocab != model.config.vocab:
         raise ConfigError(f"{path}: vocab.json has {pieces.vocab} tokens, the model {model.config.vocab}")
     languages = folder.json("tokenizer_config.json") if folder.has("tokenizer_config.json") else {}

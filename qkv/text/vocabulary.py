@@ -19,6 +19,7 @@ from tokenizers import models, pre_tokenizers, processors
 from qkv.errors import CheckpointError, OutputError, shorten
 from qkv.text.gguf_pieces import piece_merges, piece_rules
 from qkv.text.words import Rules, byte_rules, gguf_rules, json_rules
+from qkv.textfiles import NotTextError, refuse_pointer
 
 MAX_BYTES = 24 << 20  # a file of the folder; the longest published ones that are read here have 17 MB
 MAX_ID = 1 << 24
@@ -315,7 +316,11 @@ def read_text(file: Path) -> str:
             if size > MAX_BYTES:
                 raise CheckpointError(f"{file} has {size:,} bytes; a tokenizer's files have at most {MAX_BYTES:,}")
             stream.seek(0)
-            return stream.read(MAX_BYTES).decode()
+            data = stream.read(MAX_BYTES)
+        refuse_pointer(data)
+        return data.decode()
+    except NotTextError as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -24,6 +24,7 @@ from qkv.weights.files import PICKLES, open_tensors, pickle_refused, save_tensor
 from qkv.weights.regular import open_regular
 
 MAX_JSON = 16 << 20  # the longest published indexes are below 10 MiB; in memory it may grow twentyfold
+MAX_BYTES = 64 << 20  # of another file that is read whole
 STEMS = ("model", "diffusion_pytorch_model")  # transformers' name, diffusers' name
 
 
@@ -80,6 +81,14 @@ class Folder:
         if not isinstance(value, dict):
             raise CheckpointError(f"{where} holds {type(value).__name__}, not a JSON object")
         return value
+
+    def bytes(self, name: str) -> bytes:
+        """The file `name`, of at most 64 MiB. CheckpointError."""
+        with open_regular(self.file(name)) as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise CheckpointError(f"{self.path}: {shorten(name)!r} is larger than {MAX_BYTES} bytes")
+        return data
 
     def unknown(self, tables: Mapping[str, Keys]) -> list[str]:
         """Warnings that name the keys which no table knows, of the files among `tables` that are here."""

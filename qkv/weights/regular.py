@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qkv.errors import CheckpointError, shorten
+from qkv.textfiles import refuse_pointer
 
 
 @contextlib.contextmanager
@@ -24,6 +25,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise CheckpointError(f"{path} is not a regular file")
+            refuse_pointer(file.peek(64))
             yield file
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)

@@ -82,7 +82,7 @@ def crowded(folder: Path) -> None:
 
 
 BROKEN = {
-    "no index": (remove("model_index.json"), "no model that draws"),
+    "no index": (remove("model_index.json"), "there is no model in"),
     "index is no JSON": (write("model_index.json", b"{"), "JSON"),
     "index is nested": (write("model_index.json", b"[" * 200_000), "JSON"),
     "another pipeline": (edit("model_index.json", _class_name="FluxPipeline"), "FluxPipeline"),

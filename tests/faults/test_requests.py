@@ -92,7 +92,7 @@ def test_messages_name_what_is_allowed() -> None:
 
 def test_the_last_seed_is_one_too() -> None:
     Options(seed=2**64 - 1)
-    refused("seed", lambda: Options(seed=2**63 - 1, n=2))
+    refused("seed", lambda: Options(seed=2**64 - 1, n=2))
 
 
 @pytest.mark.parametrize(
