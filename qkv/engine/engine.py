@@ -73,6 +73,11 @@ class Engine:
             PageCache(self.runner.pages, self.runner.page), slots=self._slots, budget=self._budget
         )
 
+    @property
+    def context(self) -> int:
+        """The longest sequence in tokens that the model can read and the pool can hold; the last is never read."""
+        return min(self.runner.context, self.runner.pages * self.runner.page + 1)
+
     def submit(self, request: Request) -> Handle:
         """Takes the request up and returns at once.
 
@@ -84,8 +89,8 @@ class Engine:
         need = self._scheduler.pages(len(request.prompt) + request.max_tokens)
         if need > self.runner.pages:
             raise InputError(
-                f"the request needs {need * self.runner.page_bytes} bytes of keys and values, the pool has "
-                f"{self.runner.pages * self.runner.page_bytes}; lower max_tokens or give the model more memory"
+                f"the request needs {need * self.runner.page_bytes:,} bytes of keys and values and there is room for "
+                f"{self.runner.pages * self.runner.page_bytes:,}; lower max_tokens, or give more (memory)"
             )
         channel = Channel()
         answers = [Sequence(request, i, request.sampler(i, self.runner.vocab), channel.put) for i in range(request.n)]

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qkv.core.stack_config import RotaryScaling
+from qkv.engine.pool import free_memory, pool_bytes
 from qkv.engine.runner import Chunk
 from qkv.errors import CheckpointError, ConfigError, InputError
 from qkv.kernels import library
@@ -26,7 +27,6 @@ from qkv.weights.quantised import KINDS, Blocks, dequantise
 
 Floats = npt.NDArray[np.float32]
 
-MEMORY = 1 << 30
 MAX_HEAD_DIM = 1024
 MAX_PAGES = 1 << 24
 MAX_THREADS = 64
@@ -36,9 +36,9 @@ class NativeRunner:
     """Runs the decoder of `config` with `weights` (by our names, as `read_decoder` gives them) on this machine's CPU.
 
     The weights are packed into the kernels' order, one tensor at a time; memory-mapped ones are given back to the
-    system as they are done, so no more than one copy stays resident. The pool of pages takes `memory` bytes at most,
-    and those only as it is used. `threads`: one a processor that this process may use. ConfigError, KernelError,
-    CheckpointError for tensors that are missing or do not fit.
+    system as they are done, so no more than one copy stays resident. The pool of pages takes `memory` bytes at most
+    (None: a share of what is free), and those only as it is used. `threads`: one a processor that this process may use.
+    ConfigError, KernelError, CheckpointError for tensors that are missing or do not fit.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class NativeRunner:
         config: DecoderConfig,
         weights: Mapping[str, Blocks],
         *,
-        memory: int = MEMORY,
+        memory: int | None = None,
         threads: int | None = None,
     ) -> None:
         threads = min(_processors(), MAX_THREADS) if threads is None else threads
@@ -62,6 +62,8 @@ class NativeRunner:
         self.page_bytes = int(
             self._library.qkv_page_bytes(config.layers, config.kv_heads or config.heads, config.stack.head_width)
         )
+        if memory is None:
+            memory = pool_bytes(self.page_bytes, self.page, self.context, free_memory())
         self.pages = min(memory // self.page_bytes, MAX_PAGES)
         if self.pages < 1:
             raise ConfigError(f"memory={memory} bytes hold no page of keys and values; one takes {self.page_bytes}")

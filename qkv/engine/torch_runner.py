@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from qkv.core.attention import Attention, Rotary, attend, rotate
 from qkv.core.position import Places, last_places
 from qkv.core.stack import Stack, shape_scores, visible
+from qkv.engine.pool import free_memory, pool_bytes
 from qkv.engine.runner import Chunk
 from qkv.errors import ConfigError
 from qkv.models.decoder import Decoder
 
-MEMORY = 1 << 30
 HEAD_ROWS = 16  # logits are for few rows mostly, and heads are large; again one shape
 NARROW_PAGE, PAGE = 64, 32  # in 16 bits and in 32: where more rows read a prompt no faster, and cost one token little
 
@@ -49,15 +49,20 @@ class _Tile(NamedTuple):
         return slice(self.offset, self.offset + len(self.ids))
 
 
+def _free(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
+
+
 class TorchRunner:
-    """`decoder` with a pool of pages in `memory` bytes, laid out as it is used, on the decoder's own device.
+    """`decoder` with a pool of pages in `memory` bytes (None: a share of what is free), laid out as it is used, on the
+    decoder's own device.
 
     `page` is rows a page and a pass. `context` is the decoder's, down to a whole page. `shared`: whether sequences
     share a pass (None: if that changes no bit). Raises ConfigError if `memory` holds no page.
     """
 
     def __init__(
-        self, decoder: Decoder, *, memory: int = MEMORY, page: int | None = None, shared: bool | None = None
+        self, decoder: Decoder, *, memory: int | None = None, page: int | None = None, shared: bool | None = None
     ) -> None:
         config, weight = decoder.config, decoder.token.weight
         self.decoder = decoder.eval()
@@ -67,6 +72,8 @@ class TorchRunner:
         kv_heads = config.kv_heads or config.heads
         row = (kv_heads, config.stack.head_width)
         self.page_bytes = 2 * config.layers * self.page * row[0] * row[1] * weight.element_size()
+        if memory is None:
+            memory = pool_bytes(self.page_bytes, self.page, self.context, _free(weight.device))
         self.pages = memory // self.page_bytes
         if self.pages < 1:
             raise ConfigError(f"memory={memory} bytes hold no page of keys and values; one takes {self.page_bytes}")

@@ -61,7 +61,8 @@ class Language:
 
     @property
     def context(self) -> int:
-        return self.engine.runner.context
+        """How many tokens a text may have: what the model can read, or what there is memory for."""
+        return self.engine.context
 
     @cached_property
     def template(self) -> ChatTemplate:

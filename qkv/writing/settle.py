@@ -96,7 +96,10 @@ def _length(language: Language, read: int, options: Options, room: int, warnings
         wanted = options.max_tokens
     if wanted > left or left < 1:
         asked = f" and max_tokens={wanted} to write" if options.max_tokens else ""
-        raise InputError(f"the prompt has {read:,} tokens{asked}; {language.name} takes {language.context:,} in all")
+        most = f"{language.name} takes {language.context:,} in all"
+        if language.context < language.engine.runner.context:
+            most += f" in the memory for keys and values, {language.engine.runner.context:,} with more (--memory)"
+        raise InputError(f"the prompt has {read:,} tokens{asked}; {most}")
     return wanted
 
 

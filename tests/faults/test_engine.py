@@ -98,7 +98,9 @@ def test_a_request_that_can_never_fit_names_both_numbers():
     runner.pages = 2
     engine = Engine(runner)
     list(engine.submit(Request(prompt=[1] * 16, max_tokens=17)))
-    with pytest.raises(InputError, match=f"needs {3 * runner.page_bytes} bytes .* has {2 * runner.page_bytes};"):
+    with pytest.raises(
+        InputError, match=f"needs {3 * runner.page_bytes:,} bytes .* room for {2 * runner.page_bytes:,};"
+    ):
         engine.submit(Request(prompt=[1] * 16, max_tokens=18))
     with pytest.raises(InputError, match="16 prompt tokens and max_tokens=49 are 65 tokens; .* at most 64"):
         engine.submit(Request(prompt=[1] * 16, max_tokens=49))
