@@ -85,7 +85,8 @@ def test_in_added_tokens_json(plain: Path) -> None:
 
 
 def test_named_only(plain: Path) -> None:
-    edit(plain / "tokenizer_config.json", {"additional_special_tokens": ["<toy>", {"content": "[style]"}]})
+    style = {"__type": "AddedToken", "content": "[style]", "lstrip": False, "normalized": False, "special": True}
+    edit(plain / "tokenizer_config.json", {"additional_special_tokens": ["<toy>", style]})
     mine, theirs = Tokenizer.load(plain), CLIPTokenizer.from_pretrained(plain)
     for text in ("<toy>[style]", "[STYLE]"):
         assert mine.encode(text) == theirs(text, add_special_tokens=False).input_ids
