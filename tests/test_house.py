@@ -1,7 +1,12 @@
-"""What holds the house up: one softmax over keys, a core that knows no family, imports that go down only."""
+"""What holds the house up, by docs/house.md: one softmax over keys, a core that knows no family, imports from the rows
+above only."""
 
 import ast
+import functools
+import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,14 +16,15 @@ import qkv
 ROOT = Path(qkv.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 NAMES = [str(file.relative_to(ROOT)) for file in FILES]
+LAB = sorted((ROOT.parent / "lab").rglob("*.py"))
 TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in zip(NAMES, FILES)}
 
-GROUND = ["errors", "textfiles", "atomic", "progress", "config", "published", "registry", "device"]
-ROOMS = (
-    "text core models weights fetch kernels sample engine loaded index pictures writing tasks data train evaluate serve"
-)
-FLOORS = [*GROUND, *ROOMS.split()]
-DOORS = {"__init__.py", "__main__.py", "cli"}
+HOUSE = (ROOT.parent / "docs" / "house.md").read_text(encoding="utf-8")
+TABLE = [line.split("|")[1] for line in HOUSE.splitlines() if line.startswith("| `")]
+# Of each row of the table, from the ground up: the names of its rooms, or files.
+ROWS = [[name.rstrip("/") for name in re.findall(r"`([\w/]+)`", cell)] for cell in TABLE]
+FLOORS = [name for row in ROWS[:-1] for name in row]
+DOORS = {"cli", "__init__.py", "__main__.py"}
 FAMILIES = {
     *("bert", "gpt", "gpt2", "llama", "qwen", "bloom", "marian", "clip", "vit", "unet", "vae", "ddpm"),
     *("diffusion", "stable", "dalle", "unclip", "emblem", "t5", "neox", "gptj", "mistral", "falcon", "opt", "roberta"),
@@ -95,8 +101,15 @@ def test_the_family_test_can_fail():
     ]
 
 
+def test_house_md_knows_every_room():
+    tops = {name.split("/")[0].removesuffix(".py") for name in NAMES}
+    assert tops == {name for row in ROWS for name in row} - {"serve"}
+    assert {"cli", "__init__", "__main__"} == set(ROWS[-1])
+    assert len(set(FLOORS)) == len(FLOORS)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name.split("/")[0] not in DOORS])
-def test_imports_go_down_only(name):
+def test_imports_come_from_the_rows_above(name):
     floor = name.split("/")[0].removesuffix(".py")
     assert floor in FLOORS, f"{floor} is no room of the house"
     for module in imports(TREES[name]):
@@ -105,7 +118,63 @@ def test_imports_go_down_only(name):
             continue
         other = rest.split(".")[0]
         assert other in FLOORS, f"{name} imports {module}"
-        assert FLOORS.index(other) <= FLOORS.index(floor), f"{name} imports {module}, which stands above it"
+        assert FLOORS.index(other) <= FLOORS.index(floor), f"{name} imports {module}, which stands below it"
+
+
+def test_every_contract_names_tests_that_are_there():
+    contracts = re.findall(r"^- \*\*.*?(?=\n- |\Z)", HOUSE, re.MULTILINE | re.DOTALL)
+    assert len(contracts) > 10
+    for contract in contracts:
+        named = re.findall(r"`((?:\w+/)?test_\w+\.py)`", contract)
+        assert named, f"no test holds this: {contract}"
+        assert [name for name in named if not (ROOT.parent / "tests" / name).is_file()] == []
+
+
+def test_the_compiled_softmax_stands_in_one_file():
+    """Over keys: what else is exponential there is an activation, of its own file."""
+    sources = [path for kind in ("*.h", "*.cpp") for path in (ROOT / "kernels").glob(kind)]
+    found = {path.name for path in sources if "exponential(" in path.read_text(encoding="utf-8")}
+    assert found == {"attention.h", "lanes.h", "pointwise.h"}
+
+
+def test_samplers_are_generators():
+    from qkv.sample.denoise import SAMPLERS
+    from qkv.tasks import chat, complete, draw, translate
+
+    for row in SAMPLERS.values():
+        assert inspect.isgeneratorfunction(row.run.func if isinstance(row.run, functools.partial) else row.run)
+    for verb in (draw.drawing, complete.completing, chat.chatting, translate.translating):
+        assert "Iterator" in str(inspect.signature(verb).return_annotation)
+
+
+def test_text_starts_without_torch():
+    program = "import sys, qkv; qkv.load_language, qkv.complete, qkv.chat; import qkv.engine.native_runner"
+    program += "; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_nothing_unpickles_but_a_pinned_file():
+    loads = {
+        name: ast.unparse(node)
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+    }
+    assert set(loads) == {"fetch/wheel.py"}
+    assert "weights_only=True" in loads["fetch/wheel.py"]
+    assert [name for name, tree in TREES.items() if imports(tree) & {"pickle", "dill", "joblib"}] == []
+
+
+def test_rooms_stay_small():
+    lines: dict[str, int] = {}
+    for name in NAMES:
+        room = name.split("/")[0]
+        lines[room] = lines.get(room, 0) + len((ROOT / name).read_text(encoding="utf-8").splitlines())
+    assert {room: count for room, count in lines.items() if count >= 4500} == {}
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, functions)]
+    assert sum(node.end_lineno - node.lineno < 20 for node in found) / len(found) >= 0.9
 
 
 def test_the_package_knows_nothing_of_the_lab():
@@ -126,15 +195,17 @@ def test_the_public_names_are_those_that_type_checkers_see():
     assert all(getattr(qkv, name) for name in seen)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_room_like_the_others(name):
-    path = Path(name)
-    assert len(path.parts) <= 2, "two folder levels at most"
-    assert not {"utils", "util", "helpers", "helper", "common", "misc"} & set(re.split(r"[/_.]", name))
-    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) < 400
-    if TREES[name].body:
-        assert ast.get_docstring(TREES[name]), "a module's docstring says its place"
-    assert not {"transformers", "diffusers"} & {module.split(".")[0] for module in imports(TREES[name])}
+@pytest.mark.parametrize("path", [*FILES, *LAB], ids=lambda path: path.relative_to(ROOT.parent).as_posix())
+def test_a_file_like_the_others(path):
+    """The lab's too."""
+    name, text = path.relative_to(ROOT.parent), path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert len(name.parts) <= 3, "two folder levels at most"
+    assert not {"utils", "util", "helpers", "helper", "common", "misc"} & set(re.split(r"[/_.]", str(name)))
+    assert len(text.splitlines()) < 400
+    if tree.body:
+        assert ast.get_docstring(tree), "a module's docstring says its place"
+    assert not {"transformers", "diffusers"} & {module.split(".")[0] for module in imports(tree)}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("core/", "models/"))])

@@ -7,7 +7,8 @@ the size of every text or container that is made, printed, compared or looped ov
 replace, join, indent) is paid in advance. Filters, tests and methods are those that published chat templates use; what
 is not listed does not exist, since so many of jinja2's take a width.
 
-Nothing here depends on a clock, so a template that renders once always renders. A budget that is spent is a
+No budget is a time, so a template that renders once always renders; only `strftime_now`, which published templates
+know, reads a clock. A budget that is spent is a
 CheckpointError, as is any error within a template; `raise_exception`, by which templates refuse conversations, is an
 InputError. Left out: includes, blocks, imports and filter blocks, which no chat template can use.
 """
