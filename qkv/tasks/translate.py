@@ -29,7 +29,7 @@ from qkv.text.pieces import FILES, Pieces, read_pieces
 from qkv.text.sentences import sentences
 from qkv.text.words import valid_text
 from qkv.weights.folder import Folder
-from qkv.weights.marian import load_translator
+from qkv.weights.translator import load_translator
 
 MAX_LINE = 100_000  # characters
 WINDOW = 512  # lines that are translated together at most

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from qkv.errors import CheckpointError, ConfigError, shorten
 from qkv.models.decoder import Decoder
 from qkv.weights.configs import write_json
-from qkv.weights.decoder import FAMILIES, published_config
+from qkv.weights.families import FAMILIES, published_config
 from qkv.weights.files import save_tensors
 from qkv.weights.folder import Folder
 

@@ -36,7 +36,7 @@ from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.recipes import Context
 from qkv.train.vocabulary_loss import vocabulary_loss
 from qkv.weights.configs import write_json
-from qkv.weights.marian import save_translator
+from qkv.weights.translator import save_translator
 
 Ids = npt.NDArray[np.int64]
 UNREAD = 0.1  # nats a token: a source that changes less was not read

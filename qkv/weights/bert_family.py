@@ -1,18 +1,21 @@
 """BERT's kin as transformers publishes them: BERT (MiniLM too), RoBERTa, DistilBERT and ALBERT.
 
-One body under four namings, and three heads with names of their own. A published body stands bare (`BertModel`), or
-under the family's name beside a head; both spellings are read, wherever they are met.
+One body under four namings, and three heads with names of their own, each a row of `Family`. A published body stands
+bare (`BertModel`), or under the family's name beside a head; both spellings are read, wherever they are met.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
-from qkv.config import build, convert
-from qkv.errors import ConfigError
+from torch import Tensor
+
+from qkv.config import convert
+from qkv.errors import CheckpointError, ConfigError, shorten
 from qkv.models.bert import BertConfig
 from qkv.weights.configs import LAYERS, Keys
+from qkv.weights.family import Family, Published, drop_copies
 from qkv.weights.tables import Row, Table
 
 Kind = Literal["body", "masked", "classifier", "tagger"]
@@ -22,31 +25,25 @@ CLASSES: dict[Kind, str] = {
     "classifier": "ForSequenceClassification",
     "tagger": "ForTokenClassification",
 }
-_SPELLED = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}  # the first is written
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertFamily:
-    """One naming.
+class Names:
+    """One naming of a body and its heads.
 
-    `body`, `pooler` and `heads` are rows of a table (ours, published), the body's without prefix; `head` kinds that
+    `body`, `pooler` and `heads` are rows of a table (ours, published), the body's without prefix; kinds of heads that
     have a pooler of their own name it there. `tied`: published copies of the embeddings and of the head's bias.
-    `values`: what all members share; `unread`: published names that nothing here uses.
+    `pooling`: what follows the pooler; `unread`: published names that nothing here uses.
     """
 
+    name: str  # the model_type
     stem: str  # of transformers' classes
-    keys: Keys
     body: tuple[tuple[str, str], ...]
     pooler: str | None
     heads: Mapping[Kind, tuple[tuple[str, str], ...]]
     tied: tuple[str, ...]
     pooling: Literal["tanh", "relu"] = "tanh"
-    values: Mapping[str, Any] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.keys.fixed["model_type"][0]
 
     def table(self, kind: Kind) -> Table:
         """Published names <-> those of a module of that kind; names of other heads are dropped."""
@@ -67,35 +64,73 @@ class BertFamily:
         has_own = self.pooler is None or "body.pooler.{}" in dict(head)
         return [*self.body, *([] if has_own else [("pooler.{}", str(self.pooler))])]
 
-    def config(self, published: Mapping[str, Any], *, pooled: bool) -> BertConfig:
-        """Ours from a config.json. ConfigError names what we cannot honour."""
-        values = {**self.values, **self.keys.ours(published), "pooler": self.pooling if pooled else None}
-        if isinstance(activation := values.get("activation"), str):
-            values["activation"] = _SPELLED.get(activation, activation)
-        if "pad_token_id" in self.keys.absent:  # positions begin behind the row of the padding
-            pad = published.get("pad_token_id", self.keys.absent["pad_token_id"])
-            values["offset"] = convert(int, pad, "pad_token_id") + 1
-            values["context"] = convert(int, values["context"], "max_position_embeddings") - values["offset"]
-            if values["offset"] < 1:
-                raise ConfigError(f"pad_token_id={pad} is out of range; it must be 0 or more")
-        if "type_vocab_size" in self.keys.fields and values.get("segments") == 0:
-            raise ConfigError(f"type_vocab_size=0 is out of range; {self.name} models have one or more")
-        return build(BertConfig, values)
+    def settle(self, kind: Kind, config: BertConfig, tensors: dict[str, Tensor]) -> BertConfig:
+        """Without copies of what a head shares, and with the pooler that is there."""
+        if kind != "body" and not any(not name.startswith(("body.", "tied.")) for name in tensors):
+            raise CheckpointError(f"it is no {self.stem}{CLASSES[kind]}: it has no such head")
+        why = "the head's output is not the embedding; only heads that share it are read"
+        drop_copies(tensors, {"tied.weight": "body.token.weight", "tied.bias": "bias"}, why)
+        pooled = kind == "classifier" or any("pooler." in name for name in tensors)
+        return replace(config, pooler=self.pooling if pooled else None)
 
-    def published(self, config: BertConfig) -> dict[str, Any]:
-        """The config.json of `config`. ConfigError if this family cannot say all of it."""
-        spelled = self.keys.published(config)
-        for key, ours in self.keys.fields.items():
-            if ours == "activation" and config.activation == "gelu_tanh":
-                spelled[key] = "gelu_new"
-        if "pad_token_id" in self.keys.absent:
-            spelled |= {"pad_token_id": config.offset - 1, "max_position_embeddings": config.context + config.offset}
-        again = self.config(spelled, pooled=config.pooler is not None)
-        if again != config:
-            here, there = dataclasses.asdict(config), dataclasses.asdict(again)
-            odd = [f"{name}={here[name]}" for name in here if here[name] != there[name]]
-            raise ConfigError(f"{self.name} models are not published with {', '.join(odd)}")
-        return spelled
+
+def _family(
+    names: Names,
+    *,
+    fields: Mapping[str, str],
+    fixed: Mapping[str, tuple[Any, ...]] | None = None,
+    values: Published | None = None,
+    absent: Published | None = None,
+) -> Family[BertConfig]:
+    """The row of a body, with those of its heads."""
+
+    def row(kind: Kind, heads: Mapping[str, Family[BertConfig]]) -> Family[BertConfig]:
+        return Family(
+            kind=BertConfig,
+            architecture=names.stem + CLASSES[kind],
+            keys=Keys(fields=fields, fixed={"model_type": (names.name,), **(fixed or {})}, absent=absent or {}),
+            values=values or {},
+            table=lambda config: names.table(kind),
+            read=_read,
+            write=_write if "pad_token_id" in (absent or {}) else lambda config: {},
+            settle=partial(names.settle, kind),
+            unsaid=lambda config: {"pooler": names.pooling if config.pooler else None},
+            modern=_modern,
+            heads=heads,
+        )
+
+    return row("body", {kind: row(kind, {}) for kind in names.heads})
+
+
+def _read(published: Published) -> dict[str, Any]:
+    """In RoBERTa positions begin behind the row of the padding; only it says what that is."""
+    name = published.get("model_type")
+    if published.get("type_vocab_size") == 0 and name != "distilbert":
+        raise ConfigError(f"type_vocab_size=0 is out of range; {name} models have one or more")
+    if name != "roberta":
+        return {}
+    pad: int = convert(int, published["pad_token_id"], "pad_token_id")
+    if pad < 0:
+        raise ConfigError(f"pad_token_id={pad} is out of range; it must be 0 or more")
+    rows: int = convert(int, published["max_position_embeddings"], "max_position_embeddings")
+    return {"offset": pad + 1, "context": rows - pad - 1}
+
+
+def _write(config: BertConfig) -> Published:
+    return {"pad_token_id": config.offset - 1, "max_position_embeddings": config.context + config.offset}
+
+
+def _modern(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """TensorFlow's spelling of a norm, which the first checkpoints still have, as it is spelled now."""
+    old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for ending, new in old.items():
+            name = name.removesuffix(ending) + new if name.endswith(ending) else name
+        if name in found:
+            raise CheckpointError(f"tensor {shorten(name)!r} is there twice, under another spelling")
+        found[name] = tensor
+    return found
 
 
 _EMBEDDINGS = (
@@ -123,117 +158,127 @@ _FIELDS = LAYERS | {
 }
 _NO = {"is_decoder": (False,), "position_embedding_type": ("absolute",)}
 
-BERT = BertFamily(
-    stem="Bert",
-    keys=Keys(fields=_FIELDS, fixed={"model_type": ("bert",), **_NO}),
-    body=_BODY,
-    pooler="pooler.dense.{}",
-    heads={
-        "masked": (
-            ("dense.{}", "cls.predictions.transform.dense.{}"),
-            ("norm.{}", "cls.predictions.transform.LayerNorm.{}"),
-            ("bias", "cls.predictions.bias"),
-        ),
-        "classifier": _LABELS,
-        "tagger": _LABELS,
-    },
-    tied=("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
-    unread=("cls.seq_relationship.{}",),
-)
-ROBERTA = BertFamily(
-    stem="Roberta",
-    keys=Keys(
-        fields=_FIELDS,
-        fixed={"model_type": ("roberta",), "hidden_act": ("gelu",), **_NO},  # its head has no other
-        absent={"vocab_size": 50_265, "max_position_embeddings": 512, "pad_token_id": 1},
-    ),
-    body=_BODY,
-    pooler="pooler.dense.{}",
-    heads={
-        "masked": (("dense.{}", "lm_head.dense.{}"), ("norm.{}", "lm_head.layer_norm.{}"), ("bias", "lm_head.bias")),
-        "classifier": (("body.pooler.{}", "classifier.dense.{}"), ("out.{}", "classifier.out_proj.{}")),
-        "tagger": _LABELS,
-    },
-    tied=("lm_head.decoder.weight", "lm_head.decoder.bias"),
-)
-DISTILBERT = BertFamily(
-    stem="DistilBert",
-    keys=Keys(
-        fields={
-            "dim": "dim",
-            "n_layers": "layers",
-            "n_heads": "heads",
-            "hidden_dim": "ffn_dim",
-            "activation": "activation",
-            "vocab_size": "vocab",
-            "max_position_embeddings": "context",
+BERT = _family(
+    Names(
+        name="bert",
+        stem="Bert",
+        body=_BODY,
+        pooler="pooler.dense.{}",
+        heads={
+            "masked": (
+                ("dense.{}", "cls.predictions.transform.dense.{}"),
+                ("norm.{}", "cls.predictions.transform.LayerNorm.{}"),
+                ("bias", "cls.predictions.bias"),
+            ),
+            "classifier": _LABELS,
+            "tagger": _LABELS,
         },
-        fixed={"model_type": ("distilbert",)},
-        absent={"n_layers": 6},
+        tied=("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
+        unread=("cls.seq_relationship.{}",),
     ),
-    values={"segments": 0},
-    body=(
-        *(row for row in _EMBEDDINGS if row[0] != "segment.weight"),
-        ("stack.blocks.{}.attention.q.{}", "transformer.layer.{}.attention.q_lin.{}"),
-        ("stack.blocks.{}.attention.k.{}", "transformer.layer.{}.attention.k_lin.{}"),
-        ("stack.blocks.{}.attention.v.{}", "transformer.layer.{}.attention.v_lin.{}"),
-        ("stack.blocks.{}.attention.out.{}", "transformer.layer.{}.attention.out_lin.{}"),
-        ("stack.blocks.{}.attention_norm.{}", "transformer.layer.{}.sa_layer_norm.{}"),
-        ("stack.blocks.{}.ffn.up.{}", "transformer.layer.{}.ffn.lin1.{}"),
-        ("stack.blocks.{}.ffn.down.{}", "transformer.layer.{}.ffn.lin2.{}"),
-        ("stack.blocks.{}.ffn_norm.{}", "transformer.layer.{}.output_layer_norm.{}"),
+    fields=_FIELDS,
+    fixed={**_NO},
+)
+ROBERTA = _family(
+    Names(
+        name="roberta",
+        stem="Roberta",
+        body=_BODY,
+        pooler="pooler.dense.{}",
+        heads={
+            "masked": (
+                ("dense.{}", "lm_head.dense.{}"),
+                ("norm.{}", "lm_head.layer_norm.{}"),
+                ("bias", "lm_head.bias"),
+            ),
+            "classifier": (("body.pooler.{}", "classifier.dense.{}"), ("out.{}", "classifier.out_proj.{}")),
+            "tagger": _LABELS,
+        },
+        tied=("lm_head.decoder.weight", "lm_head.decoder.bias"),
     ),
-    pooler=None,
-    pooling="relu",
-    heads={
-        "masked": (
-            ("dense.{}", "vocab_transform.{}"),
-            ("norm.{}", "vocab_layer_norm.{}"),
-            ("bias", "vocab_projector.bias"),
+    fields=_FIELDS,
+    fixed={"hidden_act": ("gelu",), **_NO},  # its head has no other
+    absent={"vocab_size": 50_265, "max_position_embeddings": 512, "pad_token_id": 1},
+)
+DISTILBERT = _family(
+    Names(
+        name="distilbert",
+        stem="DistilBert",
+        body=(
+            *(row for row in _EMBEDDINGS if row[0] != "segment.weight"),
+            ("stack.blocks.{}.attention.q.{}", "transformer.layer.{}.attention.q_lin.{}"),
+            ("stack.blocks.{}.attention.k.{}", "transformer.layer.{}.attention.k_lin.{}"),
+            ("stack.blocks.{}.attention.v.{}", "transformer.layer.{}.attention.v_lin.{}"),
+            ("stack.blocks.{}.attention.out.{}", "transformer.layer.{}.attention.out_lin.{}"),
+            ("stack.blocks.{}.attention_norm.{}", "transformer.layer.{}.sa_layer_norm.{}"),
+            ("stack.blocks.{}.ffn.up.{}", "transformer.layer.{}.ffn.lin1.{}"),
+            ("stack.blocks.{}.ffn.down.{}", "transformer.layer.{}.ffn.lin2.{}"),
+            ("stack.blocks.{}.ffn_norm.{}", "transformer.layer.{}.output_layer_norm.{}"),
         ),
-        "classifier": (("body.pooler.{}", "pre_classifier.{}"), *_LABELS),
-        "tagger": _LABELS,
+        pooler=None,
+        pooling="relu",
+        heads={
+            "masked": (
+                ("dense.{}", "vocab_transform.{}"),
+                ("norm.{}", "vocab_layer_norm.{}"),
+                ("bias", "vocab_projector.bias"),
+            ),
+            "classifier": (("body.pooler.{}", "pre_classifier.{}"), *_LABELS),
+            "tagger": _LABELS,
+        },
+        tied=("vocab_projector.weight",),
+    ),
+    fields={
+        "dim": "dim",
+        "n_layers": "layers",
+        "n_heads": "heads",
+        "hidden_dim": "ffn_dim",
+        "activation": "activation",
+        "vocab_size": "vocab",
+        "max_position_embeddings": "context",
     },
-    tied=("vocab_projector.weight",),
+    absent={"n_layers": 6},
+    values={"segments": 0},
 )
 _ONE = "encoder.albert_layer_groups.{}.albert_layers.0"  # of each group there is one layer
-ALBERT = BertFamily(
-    stem="Albert",
-    keys=Keys(
-        fields=_FIELDS | {"embedding_size": "embed_dim"},
-        fixed={"model_type": ("albert",), "num_hidden_groups": (1,), "inner_group_num": (1,), **_NO},
-        absent={
-            "vocab_size": 30_000,
-            "embedding_size": 128,
-            "hidden_size": 4096,
-            "num_attention_heads": 64,
-            "intermediate_size": 16_384,
-            "hidden_act": "gelu_new",
-        },
-    ),
-    values={"shared": True},
-    body=(
-        *_EMBEDDINGS,
-        ("widen.{}", "encoder.embedding_hidden_mapping_in.{}"),
-        ("stack.blocks.{}.attention.q.{}", f"{_ONE}.attention.query.{{}}"),
-        ("stack.blocks.{}.attention.k.{}", f"{_ONE}.attention.key.{{}}"),
-        ("stack.blocks.{}.attention.v.{}", f"{_ONE}.attention.value.{{}}"),
-        ("stack.blocks.{}.attention.out.{}", f"{_ONE}.attention.dense.{{}}"),
-        ("stack.blocks.{}.attention_norm.{}", f"{_ONE}.attention.LayerNorm.{{}}"),
-        ("stack.blocks.{}.ffn.up.{}", f"{_ONE}.ffn.{{}}"),
-        ("stack.blocks.{}.ffn.down.{}", f"{_ONE}.ffn_output.{{}}"),
-        ("stack.blocks.{}.ffn_norm.{}", f"{_ONE}.full_layer_layer_norm.{{}}"),
-    ),
-    pooler="pooler.{}",
-    heads={
-        "masked": (
-            ("dense.{}", "predictions.dense.{}"),
-            ("norm.{}", "predictions.LayerNorm.{}"),
-            ("bias", "predictions.bias"),
+ALBERT = _family(
+    Names(
+        name="albert",
+        stem="Albert",
+        body=(
+            *_EMBEDDINGS,
+            ("widen.{}", "encoder.embedding_hidden_mapping_in.{}"),
+            ("stack.blocks.{}.attention.q.{}", f"{_ONE}.attention.query.{{}}"),
+            ("stack.blocks.{}.attention.k.{}", f"{_ONE}.attention.key.{{}}"),
+            ("stack.blocks.{}.attention.v.{}", f"{_ONE}.attention.value.{{}}"),
+            ("stack.blocks.{}.attention.out.{}", f"{_ONE}.attention.dense.{{}}"),
+            ("stack.blocks.{}.attention_norm.{}", f"{_ONE}.attention.LayerNorm.{{}}"),
+            ("stack.blocks.{}.ffn.up.{}", f"{_ONE}.ffn.{{}}"),
+            ("stack.blocks.{}.ffn.down.{}", f"{_ONE}.ffn_output.{{}}"),
+            ("stack.blocks.{}.ffn_norm.{}", f"{_ONE}.full_layer_layer_norm.{{}}"),
         ),
-        "classifier": _LABELS,
-        "tagger": _LABELS,
+        pooler="pooler.{}",
+        heads={
+            "masked": (
+                ("dense.{}", "predictions.dense.{}"),
+                ("norm.{}", "predictions.LayerNorm.{}"),
+                ("bias", "predictions.bias"),
+            ),
+            "classifier": _LABELS,
+            "tagger": _LABELS,
+        },
+        tied=("predictions.decoder.weight", "predictions.decoder.bias"),
+        unread=("sop_classifier.classifier.{}",),
+    ),
+    fields=_FIELDS | {"embedding_size": "embed_dim"},
+    fixed={"num_hidden_groups": (1,), "inner_group_num": (1,), **_NO},
+    absent={
+        "vocab_size": 30_000,
+        "embedding_size": 128,
+        "hidden_size": 4096,
+        "num_attention_heads": 64,
+        "intermediate_size": 16_384,
+        "hidden_act": "gelu_new",
     },
-    tied=("predictions.decoder.weight", "predictions.decoder.bias"),
-    unread=("sop_classifier.classifier.{}",),
+    values={"shared": True},
 )

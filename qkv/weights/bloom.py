@@ -4,7 +4,8 @@ from typing import Any
 
 from qkv.models.decoder_config import DecoderConfig
 from qkv.weights.configs import Keys
-from qkv.weights.family import Family, Published, by_heads, whole
+from qkv.weights.decoder_family import DecoderFamily, by_heads
+from qkv.weights.family import Published, whole
 from qkv.weights.tables import Row, Table
 
 _ROWS = [
@@ -36,7 +37,7 @@ def _read(published: Published) -> dict[str, Any]:
     return {"ffn_dim": 4 * whole(published, "hidden_size")}
 
 
-BLOOM = Family(
+BLOOM = DecoderFamily(
     architecture="BloomForCausalLM",
     keys=Keys(
         fields={

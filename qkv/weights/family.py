@@ -1,26 +1,23 @@
-"""What a published family of decoders is to us: a table of names, two columns of keys, and the values that all its
-members share. The families themselves stand one a file beside this one; docs/adding-a-family.md tells how to add one.
+"""What a published family of models is to us: a table of names, two columns of keys, and the values of all its members.
+
+The families themselves stand one a file beside this one, and all of them in families.py; docs/adding-a-family.md tells
+how to add one.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import torch
+from torch import Tensor
 
 from qkv.config import build, convert
-from qkv.core.stack_config import RotaryScaling
-from qkv.errors import ConfigError, shorten, unknown
-from qkv.models.decoder_config import DecoderConfig
-from qkv.weights.configs import LAYERS, Keys
-from qkv.weights.files import release
-from qkv.weights.tables import Table, Transform
+from qkv.errors import CheckpointError, ConfigError, shorten
+from qkv.weights.configs import Keys
+from qkv.weights.tables import Table
 
 Published = Mapping[str, Any]  # a config.json
-
-# How transformers spells the shape of a decoder, in most families that came after GPT-2.
-FIELDS = LAYERS | {"vocab_size": "vocab", "max_position_embeddings": "context", "tie_word_embeddings": "tied"}
+Config = TypeVar("Config")
 
 # What no family here has, wherever it is asked for: key -> the values that mean "no".
 _REFUSED = {
@@ -36,29 +33,39 @@ _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class Family(Generic[Config]):
     """One row of the album.
 
-    `architecture` is transformers' class; `keys.fixed` holds its model_type. `values` are fields of DecoderConfig that
-    every member has. `read` gives the fields that hang on several published keys (what a file leaves out is filled in
-    from `keys.absent`), `write` gives those keys back. `aliases` are other spellings of published keys; `refused` are
-    keys that must have one of these values if they are there.
+    `kind` is our configuration, `architecture` transformers' class; `keys.fixed` holds its model_type. `values` are
+    fields that every member has. `read` gives the fields that hang on several published keys (what a file leaves out is
+    filled in from `keys.absent`), `write` gives those keys back. `aliases` are other spellings of published keys;
+    `refused` are keys that must have one of these values if they are there.
+
+    `tidy` spells a configuration's defaults out. `settle` takes what is there twice out of the tensors, and gives the
+    configuration that they have; the fields that they alone tell are `unsaid` in a config.json. `modern` renames old
+    spellings of tensors. `heads`: the same body, published with something on top of it.
     """
 
+    kind: type[Config]
     architecture: str
     keys: Keys
-    values: Published
-    table: Callable[[DecoderConfig], Table]
+    table: Callable[[Config], Table]
+    values: Published = field(default_factory=dict)
     read: Callable[[Published], Mapping[str, Any]] = lambda published: {}
-    write: Callable[[DecoderConfig], Published] = lambda config: {}
+    write: Callable[[Config], Published] = lambda config: {}
     aliases: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    tidy: Callable[[Config], Config] = lambda config: config
+    settle: Callable[[Config, dict[str, Tensor]], Config] = lambda config, tensors: config
+    unsaid: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+    modern: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda tensors: tensors
+    heads: Mapping[str, "Family[Config]"] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return self.keys.fixed["model_type"][0]
+        return str(self.keys.fixed["model_type"][0])
 
-    def config(self, published: Published) -> DecoderConfig:
+    def config(self, published: Published) -> Config:
         """Ours from a config.json. ConfigError names what we cannot honour."""
         published = {**self.keys.absent, **{self.aliases.get(key, key): value for key, value in published.items()}}
         Keys(fields={}, fixed={**_REFUSED, **self.refused}).ours(published)
@@ -66,37 +73,37 @@ class Family:
         activation = values.get("activation")
         if isinstance(activation, str):
             values["activation"] = _ACTIVATIONS.get(activation, activation)
-        return explicit(build(DecoderConfig, values))
+        return self.tidy(build(self.kind, values))
 
-    def published(self, config: DecoderConfig) -> dict[str, Any]:
+    def published(self, config: Config) -> dict[str, Any]:
         """The config.json of `config`. ConfigError if this family cannot say all of it."""
-        config = explicit(config)
+        config = self.tidy(config)
         spelled = {"architectures": [self.architecture], **self.keys.published(config)}
-        spelled |= {
-            key: "gelu_new" if config.activation == "gelu_tanh" else config.activation
-            for key, ours in self.keys.fields.items()
-            if ours == "activation"
-        }
+        for key, ours in self.keys.fields.items():
+            if ours == "activation" and spelled[key] == "gelu_tanh":
+                spelled[key] = "gelu_new"
         spelled |= self.write(config)
-        again = self.config(spelled)
-        if again != config:
-            here, there = dataclasses.asdict(config), dataclasses.asdict(again)
-            odd = [f"{name}={here[name]}" for name in here if here[name] != there[name]]
+        here = _values(config)
+        there = {**_values(self.config(spelled)), **self.unsaid(config)}
+        if odd := [f"{name}={here[name]}" for name in here if here[name] != there[name]]:
             raise ConfigError(f"{self.name} models are not published with {', '.join(odd)}")
         return spelled
 
 
-def explicit(config: DecoderConfig) -> DecoderConfig:
-    """The same decoder with its defaults spelled out and its windows as short as they go."""
-    windows = config.stack.layer_windows
-    period = next(p for p in range(1, config.layers + 1) if windows[p:] == windows[:-p])
-    return dataclasses.replace(
-        config,
-        kv_heads=config.heads if config.kv_heads is None else config.kv_heads,
-        head_dim=config.stack.head_width,
-        rotary_dim=config.stack.rotary_width if config.position == "rotary" else None,
-        windows=windows[:period],
-    )
+def _values(config: Any) -> dict[str, Any]:
+    return {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
+
+
+def drop_copies(tensors: dict[str, Tensor], copies: Mapping[str, str], why: str) -> None:
+    """Takes tensors out that are copies of others: name -> the other's. CheckpointError says `why` if one is not."""
+    for copy, of in copies.items():
+        tensor = tensors.pop(copy, None)
+        if tensor is not None and not same_numbers(tensor, tensors.setdefault(of, tensor)):
+            raise CheckpointError(why.format(copy))
+
+
+def same_numbers(tensor: Tensor, other: Tensor) -> bool:
+    return tensor.data_ptr() == other.data_ptr() or (tensor.shape == other.shape and bool(tensor.equal(other)))
 
 
 def whole(published: Published, key: str, most: int = 1_000_000) -> int:
@@ -105,77 +112,3 @@ def whole(published: Published, key: str, most: int = 1_000_000) -> int:
     if not 1 <= value <= most:
         raise ConfigError(f"{key}={shorten(str(value))} is out of range; it must be 1 to {most}")
     return value
-
-
-def layer_windows(kinds: Any, windows: Mapping[str, int | None], layers: int, key: str) -> list[int | None]:
-    """The window of each layer from the list of their `kinds` under `key`. ConfigError if it is no such list."""
-    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in list(windows) for kind in kinds):
-        raise ConfigError(f"{key}={shorten(repr(kinds))} must hold {' or '.join(windows)} for {layers} layers")
-    return [windows[kind] for kind in kinds]
-
-
-_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-_LLAMA3 = {
-    "factor": "factor",
-    "low_freq_factor": "low",
-    "high_freq_factor": "high",
-    "original_max_position_embeddings": "context",
-}
-
-
-def read_rotary(published: Published, *, share: float | None = None) -> dict[str, Any]:
-    """Base, width and scaling of rotary positions, in transformers 5's spelling (rope_parameters) or the older one.
-
-    `share`: how much of each head turns where the file does not say it; None where all of it must. ConfigError names
-    any other kind of rotary positions (yarn, linear, longrope ...).
-    """
-    rope = published.get("rope_scaling") or published.get("rope_parameters") or {}
-    if not isinstance(rope, Mapping):
-        raise ConfigError(f"rope_parameters={shorten(repr(rope))} is not a JSON object")
-    for key in rope:
-        if key not in _ROPE | _LLAMA3.keys():
-            raise ConfigError(unknown("rope parameter", key, _ROPE | _LLAMA3.keys()))
-    base = rope.get("rope_theta", published.get("rope_theta"))
-    values = {} if base is None else {"rotary_base": base}
-    part = rope.get("partial_rotary_factor", published.get("partial_rotary_factor", share))
-    if share is not None:
-        part = convert(float, part, "partial_rotary_factor")
-        if not 0 < part <= 1:
-            raise ConfigError(f"partial_rotary_factor={part} is out of range; it must be above 0 and at most 1")
-        values["rotary_dim"] = int(whole(published, "hidden_size") / whole(published, "num_attention_heads") * part)
-    elif part not in (None, 1):
-        raise ConfigError(f"partial_rotary_factor={shorten(repr(part))} is not supported; it must be 1")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "llama3":
-        given = {"original_max_position_embeddings": published.get("max_position_embeddings")} | dict(rope)
-        scaling = {ours: given[key] for key, ours in _LLAMA3.items() if key in given}
-        values["rotary_scaling"] = build(RotaryScaling, scaling, "rope_scaling")
-    elif kind != "default":
-        raise ConfigError(f"rope_type={shorten(repr(kind))} is not supported; it must be 'default' or 'llama3'")
-    return values
-
-
-def write_rotary(config: DecoderConfig) -> dict[str, Any]:
-    """In the older spelling, which every version of transformers reads."""
-    scaling = None
-    if config.rotary_scaling is not None:
-        scaling = {key: getattr(config.rotary_scaling, ours) for key, ours in _LLAMA3.items()}
-        scaling["rope_type"] = "llama3"
-    return {"rope_theta": config.rotary_base, "rope_scaling": scaling}
-
-
-def by_heads(heads: int) -> Transform:
-    """q, k and v that are stacked within every head: (H * 3 * K, D) or (H * 3 * K) <-> three of (H * K, D) or (H * K).
-
-    Unlike other transforms it copies, for the rows of one projection lie apart.
-    """
-
-    def split(tensor: torch.Tensor) -> list[torch.Tensor]:
-        parts = [part.flatten(0, 1) for part in tensor.unflatten(0, (heads, 3, -1)).unbind(1)]
-        release(tensor)
-        return parts
-
-    def fuse(parts: Any) -> torch.Tensor:
-        return torch.stack([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 2)
-
-    return Transform(split, fuse)

@@ -6,7 +6,8 @@ from typing import Any
 
 from qkv.models.decoder_config import DecoderConfig
 from qkv.weights.configs import Keys
-from qkv.weights.family import Family, Published, layer_windows, whole
+from qkv.weights.decoder_family import DecoderFamily, layer_windows
+from qkv.weights.family import Published, whole
 from qkv.weights.llama import LLAMA_FIELDS, TABLE, VALUES, read_biased, write_biased
 from qkv.weights.tables import Table
 
@@ -69,7 +70,7 @@ def _write_gemma2(config: DecoderConfig) -> Published:
     }
 
 
-GEMMA = Family(
+GEMMA = DecoderFamily(
     architecture="GemmaForCausalLM",
     keys=Keys(
         fields=LLAMA_FIELDS,
@@ -81,7 +82,7 @@ GEMMA = Family(
     read=_read_gemma,
     write=lambda config: {**write_biased(config), "hidden_act": _activation(config)},
 )
-GEMMA2 = Family(
+GEMMA2 = DecoderFamily(
     architecture="Gemma2ForCausalLM",
     keys=Keys(
         fields={"hidden_activation" if key == "hidden_act" else key: ours for key, ours in LLAMA_FIELDS.items()},

@@ -12,7 +12,8 @@ import torch
 from qkv.errors import ConfigError, shorten
 from qkv.models.decoder_config import DecoderConfig
 from qkv.weights.configs import Keys
-from qkv.weights.family import Family, Published, layer_windows, whole
+from qkv.weights.decoder_family import DecoderFamily, layer_windows
+from qkv.weights.family import Published, whole
 from qkv.weights.tables import Row, Table, Transform, fused, same, transposed
 
 
@@ -91,7 +92,7 @@ def _write_neo(config: DecoderConfig) -> Published:
     return {"window_size": width, "attention_types": [[kinds, 1]], "intermediate_size": config.ffn_dim}
 
 
-GPT2 = Family(
+GPT2 = DecoderFamily(
     architecture="GPT2LMHeadModel",
     keys=Keys(
         fields={
@@ -111,7 +112,6 @@ GPT2 = Family(
         },
         absent={"n_embd": 768},
     ),
-    values={},
     table=lambda config: GPT2_TABLE,
     read=_read_gpt2,
     write=lambda config: {"n_inner": config.ffn_dim},
@@ -122,7 +122,7 @@ GPT2 = Family(
         "num_hidden_layers": "n_layer",
     },
 )
-GPT_NEO = Family(
+GPT_NEO = DecoderFamily(
     architecture="GPTNeoForCausalLM",
     keys=Keys(
         fields={

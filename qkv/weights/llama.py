@@ -9,7 +9,8 @@ from typing import Any
 from qkv.config import convert
 from qkv.models.decoder_config import DecoderConfig
 from qkv.weights.configs import Keys
-from qkv.weights.family import FIELDS, Family, Published, layer_windows, read_rotary, whole, write_rotary
+from qkv.weights.decoder_family import FIELDS, DecoderFamily, layer_windows, read_rotary, write_rotary
+from qkv.weights.family import Published, whole
 from qkv.weights.tables import Table
 
 TABLE = Table(
@@ -115,7 +116,7 @@ def _write_layered(config: DecoderConfig) -> Published:
     }
 
 
-LLAMA = Family(
+LLAMA = DecoderFamily(
     architecture="LlamaForCausalLM",
     keys=_keys("llama", _SIZES, mlp_bias="bias"),
     values=VALUES,
@@ -124,7 +125,7 @@ LLAMA = Family(
     write=write_biased,
     refused=_GLOBAL,
 )
-MISTRAL = Family(
+MISTRAL = DecoderFamily(
     architecture="MistralForCausalLM",
     keys=_keys(
         "mistral",
@@ -138,7 +139,7 @@ MISTRAL = Family(
     write=_write_mistral,
     refused={"layer_types": (None,)},
 )
-QWEN2 = Family(
+QWEN2 = DecoderFamily(
     architecture="Qwen2ForCausalLM",
     keys=_keys("qwen2", _QWEN_SIZES),
     values=VALUES | {"attention_bias": True},
@@ -146,7 +147,7 @@ QWEN2 = Family(
     read=lambda published: {**read_rotary(published), **_read_layered(published)},
     write=lambda config: {**write_rotary(config), **_write_layered(config)},
 )
-QWEN3 = Family(
+QWEN3 = DecoderFamily(
     architecture="Qwen3ForCausalLM",
     keys=_keys("qwen3", _QWEN_SIZES | {"head_dim": 128}),
     values=VALUES | {"qk_norm": True},

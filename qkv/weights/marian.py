@@ -1,28 +1,23 @@
-"""Translators as transformers publishes them: `MarianMTModel` folders <-> `Translator`.
+"""Marian's translators (1804.00344) as transformers publishes them: what Helsinki-NLP's thousand opus-mt models are.
 
-Marian (Junczys-Dowmunt et al. 2018, 1804.00344) is what Helsinki-NLP's thousand opus-mt models were trained with. Left
-out: models whose two languages have vocabularies of their own. The positions' sines are computed; a file that stores
-others is refused.
+Left out: models whose two languages have vocabularies of their own. The positions' sines are computed; a file that
+stores others is refused.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qkv.config import build
 from qkv.core.position import sinusoidal
 from qkv.errors import CheckpointError, ConfigError
-from qkv.models.translator import Translator
 from qkv.models.translator_config import TranslatorConfig
-from qkv.weights.configs import Keys, write_json
-from qkv.weights.folder import Folder, write_tensors
-from qkv.weights.load import export_weights, load_module
+from qkv.weights.configs import Keys
+from qkv.weights.family import Family, Published, drop_copies
 from qkv.weights.tables import Row, Table, Transform
 
-KEYS = Keys(
+_KEYS = Keys(
     fields={
         "vocab_size": "vocab",
         "decoder_start_token_id": "start",
@@ -56,9 +51,7 @@ _REFUSED = {
     "normalize_embedding": (False,),
     "add_final_layer_norm": (False,),
     "static_position_embeddings": (True,),
-    "quantization_config": (None,),
 }
-_ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_tanh"}  # published -> ours; the other names are the same
 
 
 def _attention(side: str, ours: str, published: str) -> list[tuple[str, str]]:
@@ -74,7 +67,6 @@ def _ffn(side: str) -> list[tuple[str, str]]:
 
 
 _COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
-_POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 _ROW = Transform(lambda tensor: [tensor.squeeze(0)], lambda ours: ours[0][None])  # (1, V)
 _NAMES = [
     *_attention("encoder", "", "self_"),
@@ -88,62 +80,39 @@ TABLE = Table(
         ("token.weight", "model.shared.weight"),
         Row(("bias",), "final_logits_bias", transform=_ROW),
         *((ours.replace("memory_attention_norm", "memory_norm"), published) for ours, published in _NAMES),
+        *((f"copies.{name}", name) for name in _COPIES),
+        *((f"positions.{side}", f"model.{side}.embed_positions.weight") for side in ("encoder", "decoder")),
     ],
-    ignored=[*_COPIES, *_POSITIONS],
 )
 
 
-def read_config(published: Mapping[str, Any]) -> TranslatorConfig:
-    """Ours from a config.json. ConfigError names what we cannot honour."""
-    Keys(fields={}, fixed=_REFUSED).ours(published)
-    values = KEYS.ours(published)
-    for end, of in (("decoder_attention_heads", "encoder_attention_heads"), ("decoder_ffn_dim", "encoder_ffn_dim")):
-        given = {**KEYS.absent, end: KEYS.absent[of], **published}
-        if given[end] != given[of]:
-            raise ConfigError(f"{end}={given[end]} is not {of}={given[of]}; only equal ones are supported")
-    if published.get("decoder_vocab_size") not in (None, values["vocab"]):
-        raise ConfigError(f"decoder_vocab_size={published['decoder_vocab_size']} is not vocab_size={values['vocab']}")
-    values["activation"] = _ACTIVATIONS.get(values["activation"], values["activation"])
-    return build(TranslatorConfig, values)
+def _read(published: Published) -> dict[str, Any]:
+    """What must be equal on both sides, and in both languages."""
+    for end in ("attention_heads", "ffn_dim"):
+        encoder = published[f"encoder_{end}"]
+        if published.get(f"decoder_{end}", encoder) != encoder:
+            odd = f"decoder_{end}={published[f'decoder_{end}']} is not encoder_{end}={encoder}"
+            raise ConfigError(f"{odd}; only equal ones are supported")
+    if published.get("decoder_vocab_size") not in (None, published["vocab_size"]):
+        odd = f"decoder_vocab_size={published['decoder_vocab_size']}"
+        raise ConfigError(f"{odd} is not vocab_size={published['vocab_size']}")
+    return {}
 
 
-def published_config(config: TranslatorConfig) -> dict[str, Any]:
-    """config.json as transformers reads it. ConfigError if a `MarianMTModel` cannot be like this."""
-    published = {"architectures": ["MarianMTModel"], **KEYS.published(config)}
-    published["activation_function"] = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}.get(
-        config.activation, config.activation
-    )
-    layers = config.decoder.layers
-    published |= {"decoder_layers": layers, "decoder_vocab_size": config.vocab, "forced_eos_token_id": config.end}
-    published |= {"decoder_attention_heads": config.heads, "decoder_ffn_dim": config.ffn_dim, "bos_token_id": None}
-    again = read_config(published)
-    odd = [
-        f"{name}={value}"
-        for name, value in vars(config).items()
-        if value != getattr(again, name) and not (name == "decoder_layers" and value is None)
-    ]
-    if odd:
-        raise ConfigError(f"marian models are not published with {', '.join(odd)}")
-    return published
+def _write(config: TranslatorConfig) -> Published:
+    activation = {"activation_function": "swish"} if config.activation == "silu" else {}
+    ends = {"decoder_vocab_size": config.vocab, "forced_eos_token_id": config.end, "bos_token_id": None}
+    return activation | ends | {"decoder_attention_heads": config.heads, "decoder_ffn_dim": config.ffn_dim}
 
 
-def load_translator(folder: Folder, *, dtype: torch.dtype | None = None, check_finite: bool = False) -> Translator:
-    """The translator in a folder, memory-mapped where `dtype` is None or the file's own.
-
-    ConfigError or CheckpointError if it is of a kind that is not supported, or broken.
-    """
-    config = read_config(folder.json("config.json"))
-    tensors = folder.tensors()
-    shared = tensors.get("model.shared.weight")
-    for name in _COPIES:
-        if shared is not None and name in tensors and not torch.equal(tensors[name], shared):
-            raise CheckpointError(f"{name} is not the shared embedding; separate vocabularies are not supported")
-    for name in _POSITIONS:
-        if name in tensors:
-            _check_positions(name, tensors[name], config)
-    ours = TABLE.ours(tensors)
-    ours.setdefault("bias", torch.zeros(config.vocab))  # as transformers has it where a file has none
-    return load_module(lambda: Translator(config), ours, dtype=dtype, check_finite=check_finite)
+def _settle(config: TranslatorConfig, tensors: dict[str, Tensor]) -> TranslatorConfig:
+    why = "{} is not the shared embedding; separate vocabularies are not supported"
+    drop_copies(tensors, {f"copies.{name}": "token.weight" for name in _COPIES}, why)
+    for side in ("encoder", "decoder"):
+        if (stored := tensors.pop(f"positions.{side}", None)) is not None:
+            _check_positions(f"model.{side}.embed_positions.weight", stored, config)
+    tensors.setdefault("bias", torch.zeros(config.vocab))  # as transformers has it where a file has none
+    return config
 
 
 def _check_positions(name: str, stored: Tensor, config: TranslatorConfig) -> None:
@@ -152,23 +121,14 @@ def _check_positions(name: str, stored: Tensor, config: TranslatorConfig) -> Non
         raise CheckpointError(f"{name} does not hold the sines and cosines of positions; others are not supported")
 
 
-def save_translator(
-    translator: Translator, path: str | Path, *, dtype: torch.dtype | None = None, also: Mapping[str, Any] | None = None
-) -> None:
-    """Writes config.json, generation_config.json and model.safetensors, which transformers opens.
-
-    `dtype` converts, `also` are further keys of generation_config.json, such as num_beams. ConfigError if Marian cannot
-    say it; OutputError.
-    """
-    config = published_config(translator.config)
-    tensors = {
-        name: tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in TABLE.published(export_weights(translator)).items()
-    }
-    kept = str(tensors["model.shared.weight"].dtype).removeprefix("torch.")
-    write_json(Path(path) / "config.json", config | {"dtype": kept})
-    tokens = {"decoder_start_token_id": "start", "eos_token_id": "end", "forced_eos_token_id": "end"}
-    ids = {key: getattr(translator.config, ours) for key, ours in (tokens | {"pad_token_id": "pad"}).items()}
-    search = {"bad_words_ids": [[translator.config.pad]], "max_length": min(512, translator.config.context)}
-    write_json(Path(path) / "generation_config.json", ids | search | dict(also or {}))
-    write_tensors(path, "model", tensors)
+MARIAN = Family(
+    kind=TranslatorConfig,
+    architecture="MarianMTModel",
+    keys=_KEYS,
+    table=lambda config: TABLE,
+    read=_read,
+    write=_write,
+    refused=_REFUSED,
+    tidy=lambda config: replace(config, decoder_layers=config.decoder.layers),
+    settle=_settle,
+)

@@ -3,7 +3,8 @@ attention and feed-forward read the same input, q, k and v are stacked by heads.
 
 from qkv.models.decoder_config import DecoderConfig
 from qkv.weights.configs import Keys
-from qkv.weights.family import FIELDS, Family, Published, by_heads, read_rotary, write_rotary
+from qkv.weights.decoder_family import FIELDS, DecoderFamily, by_heads, read_rotary, write_rotary
+from qkv.weights.family import Published
 from qkv.weights.tables import Row, Table
 
 
@@ -32,7 +33,7 @@ def _write(config: DecoderConfig) -> Published:
     return {"rotary_emb_base": rotary["rope_theta"], "rotary_pct": share, "rope_scaling": rotary["rope_scaling"]}
 
 
-NEOX = Family(
+NEOX = DecoderFamily(
     architecture="GPTNeoXForCausalLM",
     keys=Keys(
         fields=FIELDS | {"use_parallel_residual": "parallel"},

@@ -7,7 +7,8 @@ from typing import Any
 
 from qkv.models.decoder_config import DecoderConfig
 from qkv.weights.configs import Keys
-from qkv.weights.family import Family, Published, whole
+from qkv.weights.decoder_family import DecoderFamily
+from qkv.weights.family import Published, whole
 from qkv.weights.tables import Row, Table
 
 _ROWS = [
@@ -44,7 +45,7 @@ def _write(config: DecoderConfig) -> Published:
     return {"enable_bias": config.bias, "word_embed_proj_dim": config.embed_width}
 
 
-OPT = Family(
+OPT = DecoderFamily(
     architecture="OPTForCausalLM",
     keys=Keys(
         fields={

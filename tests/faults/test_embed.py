@@ -80,7 +80,7 @@ CONFIGS = [
     ({"num_hidden_layers": 10**9}, "layers=1000000000"),
     ({"max_position_embeddings": 10**12}, "context=1000000000000"),
     ({"layer_norm_eps": float("nan")}, "norm_eps"),
-    ({"hidden_act": "swish"}, "activation"),
+    ({"hidden_act": "mish"}, "activation"),
     ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
     ({"is_decoder": True}, "is_decoder"),
     ({"type_vocab_size": 0}, "type_vocab_size=0"),

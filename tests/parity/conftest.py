@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from qkv.core.record import first_difference, record
-from qkv.weights.decoder import FAMILIES, load_decoder
+from qkv.weights.decoder import load_decoder
+from qkv.weights.families import FAMILIES
 from qkv.weights.folder import Folder
 from qkv.weights.load import load_weights
 from qkv.weights.tables import Table

@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qkv.errors import CheckpointError, ConfigError, InputError
+from qkv.errors import CheckpointError, ConfigError, InputError, NotFoundError
 from qkv.models.bert import Bert, BertConfig, MaskedBert
 from qkv.weights.bert import (
-    FAMILIES,
     load_bert,
     load_classifier,
     load_masked,
     load_tagger,
     save_bert,
 )
+from qkv.weights.families import FAMILIES
 from qkv.weights.folder import Folder
 
 transformers = pytest.importorskip("transformers")
@@ -59,9 +59,10 @@ def pair(tmp_path_factory, parity):
             folder = tmp_path_factory.mktemp("bert") / "theirs"
             theirs.save_pretrained(folder)
             ours = load(Folder(folder))
-            table = FAMILIES[model_type].table(kind)
+            head = "" if kind == "body" else kind
+            family = FAMILIES[model_type].heads[head] if head else FAMILIES[model_type]
             made[name, kind] = SimpleNamespace(
-                ours=ours, theirs=theirs, folder=folder, table=table, model_type=model_type
+                ours=ours, theirs=theirs, folder=folder, table=family.table(None), model_type=model_type
             )
         return made[name, kind]
 
@@ -249,7 +250,7 @@ def test_what_we_make_is_published(values, family, tmp_path):
 def test_what_nobody_publishes():
     with pytest.raises(ConfigError, match="bert models are not published with embed_dim=8"):
         save_bert(Bert(BertConfig(**SMALL, embed_dim=8)), "nowhere")
-    with pytest.raises(ConfigError, match="unknown family 'ernie'"):
+    with pytest.raises(NotFoundError, match="unknown family 'ernie'"):
         save_bert(Bert(BertConfig(**SMALL)), "nowhere", family="ernie")
 
 

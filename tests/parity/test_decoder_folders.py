@@ -9,7 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qkv.errors import CheckpointError
 from qkv.models.decoder import Decoder
-from qkv.weights.decoder import FAMILIES, load_decoder, published_config, save_decoder
+from qkv.models.decoder_config import DecoderConfig
+from qkv.weights.decoder import load_decoder, save_decoder
+from qkv.weights.families import FAMILIES, families_of, published_config
 from qkv.weights.files import open_tensors, save_tensors
 from qkv.weights.folder import Folder
 from qkv.weights.load import export_weights
@@ -93,7 +95,7 @@ def test_a_tied_head_may_be_there_a_second_time(decoders, tmp_path):
         load_decoder(Folder(tmp_path))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", families_of(DecoderConfig))
 def test_what_a_file_leaves_out_is_as_transformers_has_it(name):
     config = AutoConfig.for_model(name)
     with torch.device("meta"):

@@ -15,9 +15,11 @@ from qkv.registry import resolve
 from qkv.sample.translation_beam import Search, search_texts
 from qkv.tasks.translate import translate
 from qkv.text.pieces import FILES, learn_pieces, read_pieces
+from qkv.weights.families import published_config
 from qkv.weights.folder import Folder
-from qkv.weights.load import export_weights
-from qkv.weights.marian import TABLE, load_translator, published_config, read_config, save_translator
+from qkv.weights.load import export_weights, load_weights
+from qkv.weights.marian import MARIAN, TABLE
+from qkv.weights.translator import load_translator, save_translator
 
 VOCAB, PAD, END = 50, 49, 0
 DRAW = torch.Generator().manual_seed(0)
@@ -41,8 +43,11 @@ def pair(request, parity):
     for side in (theirs.model.encoder, theirs.model.decoder):  # `strong` has no mercy on the sines either
         side.embed_positions.weight.data = side.embed_positions.create_weight()
     theirs.final_logits_bias.normal_(generator=torch.Generator().manual_seed(1))
-    ours = Translator(read_config(theirs.config.to_dict()))
-    return parity.adopt(ours, TABLE, theirs), theirs
+    config = MARIAN.config(theirs.config.to_dict())
+    tensors = TABLE.ours({name: tensor.clone() for name, tensor in theirs.state_dict().items()})
+    ours = Translator(MARIAN.settle(config, tensors)).eval()
+    load_weights(ours, tensors)
+    return ours, theirs
 
 
 def test_encoder(pair, parity):

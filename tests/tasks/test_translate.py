@@ -21,7 +21,7 @@ from qkv.tasks import translate as module
 from qkv.tasks.alignment import align, draw_alignment
 from qkv.tasks.translate import load_ready, translate, translating
 from qkv.text.pieces import learn_pieces
-from qkv.weights.marian import save_translator
+from qkv.weights.translator import save_translator
 
 TEXTS = ["Click the button to open the file.", "Klicken Sie, um die Datei zu öffnen.", "One. Two. Three."] * 3
 

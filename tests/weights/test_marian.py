@@ -9,10 +9,12 @@ from qkv.core.position import sinusoidal
 from qkv.errors import CheckpointError, ConfigError
 from qkv.models.translator import Translator
 from qkv.models.translator_config import TranslatorConfig
+from qkv.weights.families import published_config
 from qkv.weights.files import open_tensors, save_tensors
 from qkv.weights.folder import Folder
 from qkv.weights.load import export_weights
-from qkv.weights.marian import load_translator, published_config, read_config, save_translator
+from qkv.weights.marian import MARIAN
+from qkv.weights.translator import load_translator, save_translator
 
 CONFIG = TranslatorConfig(
     vocab=20, context=12, dim=16, layers=2, decoder_layers=1, heads=2, ffn_dim=24, start=19, pad=19, activation="silu"
@@ -28,9 +30,9 @@ def folder(tmp_path):
 
 
 def test_config_there_and_back():
-    assert read_config(PUBLISHED) == CONFIG
+    assert MARIAN.config(PUBLISHED) == CONFIG
     assert PUBLISHED["activation_function"] == "swish"
-    assert read_config(published_config(replace(CONFIG, decoder_layers=None))) == replace(CONFIG, decoder_layers=2)
+    assert MARIAN.config(published_config(replace(CONFIG, decoder_layers=None))) == replace(CONFIG, decoder_layers=2)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_config_there_and_back():
 )
 def test_refused(values, words):
     with pytest.raises(ConfigError, match=words):
-        read_config(PUBLISHED | values)
+        MARIAN.config(PUBLISHED | values)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""What families of decoders share beside `Family`: spellings, windows, rotary positions, fused projections."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv.config import build, convert
+from qkv.core.stack_config import RotaryScaling
+from qkv.errors import ConfigError, shorten, unknown
+from qkv.models.decoder_config import DecoderConfig
+from qkv.weights.configs import LAYERS
+from qkv.weights.family import Family, Published, drop_copies, whole
+from qkv.weights.files import release
+from qkv.weights.tables import Transform
+
+# How transformers spells the shape of a decoder, in most families that came after GPT-2.
+FIELDS = LAYERS | {"vocab_size": "vocab", "max_position_embeddings": "context", "tie_word_embeddings": "tied"}
+
+
+def explicit(config: DecoderConfig) -> DecoderConfig:
+    """The same decoder with its defaults spelled out and its windows as short as they go."""
+    windows = config.stack.layer_windows
+    period = next(p for p in range(1, config.layers + 1) if windows[p:] == windows[:-p])
+    return dataclasses.replace(
+        config,
+        kv_heads=config.heads if config.kv_heads is None else config.kv_heads,
+        head_dim=config.stack.head_width,
+        rotary_dim=config.stack.rotary_width if config.position == "rotary" else None,
+        windows=windows[:period],
+    )
+
+
+def _settle(config: DecoderConfig, tensors: dict[str, Tensor]) -> DecoderConfig:
+    if config.tied:
+        why = "tie_word_embeddings is set, but the file holds a head that is not the embedding"
+        drop_copies(tensors, {"head.weight": "token.weight"}, why)
+    return config
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderFamily(Family[DecoderConfig]):
+    """A row of decoders; what is there twice in a file is the head of a tied one."""
+
+    kind: type[DecoderConfig] = DecoderConfig
+    tidy: Callable[[DecoderConfig], DecoderConfig] = explicit
+    settle: Callable[[DecoderConfig, dict[str, Tensor]], DecoderConfig] = _settle
+
+
+def layer_windows(kinds: Any, windows: Mapping[str, int | None], layers: int, key: str) -> list[int | None]:
+    """The window of each layer from the list of their `kinds` under `key`. ConfigError if it is no such list."""
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in list(windows) for kind in kinds):
+        raise ConfigError(f"{key}={shorten(repr(kinds))} must hold {' or '.join(windows)} for {layers} layers")
+    return [windows[kind] for kind in kinds]
+
+
+_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_LLAMA3 = {
+    "factor": "factor",
+    "low_freq_factor": "low",
+    "high_freq_factor": "high",
+    "original_max_position_embeddings": "context",
+}
+
+
+def read_rotary(published: Published, *, share: float | None = None) -> dict[str, Any]:
+    """Base, width and scaling of rotary positions, in transformers 5's spelling (rope_parameters) or the older one.
+
+    `share`: how much of each head turns where the file does not say it; None where all of it must. ConfigError names
+    any other kind of rotary positions (yarn, linear, longrope ...).
+    """
+    rope = published.get("rope_scaling") or published.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise ConfigError(f"rope_parameters={shorten(repr(rope))} is not a JSON object")
+    for key in rope:
+        if key not in _ROPE | _LLAMA3.keys():
+            raise ConfigError(unknown("rope parameter", key, _ROPE | _LLAMA3.keys()))
+    base = rope.get("rope_theta", published.get("rope_theta"))
+    values = {} if base is None else {"rotary_base": base}
+    part = rope.get("partial_rotary_factor", published.get("partial_rotary_factor", share))
+    if share is not None:
+        part = convert(float, part, "partial_rotary_factor")
+        if not 0 < part <= 1:
+            raise ConfigError(f"partial_rotary_factor={part} is out of range; it must be above 0 and at most 1")
+        values["rotary_dim"] = int(whole(published, "hidden_size") / whole(published, "num_attention_heads") * part)
+    elif part not in (None, 1):
+        raise ConfigError(f"partial_rotary_factor={shorten(repr(part))} is not supported; it must be 1")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "llama3":
+        given = {"original_max_position_embeddings": published.get("max_position_embeddings")} | dict(rope)
+        scaling = {ours: given[key] for key, ours in _LLAMA3.items() if key in given}
+        values["rotary_scaling"] = build(RotaryScaling, scaling, "rope_scaling")
+    elif kind != "default":
+        raise ConfigError(f"rope_type={shorten(repr(kind))} is not supported; it must be 'default' or 'llama3'")
+    return values
+
+
+def write_rotary(config: DecoderConfig) -> dict[str, Any]:
+    """In the older spelling, which every version of transformers reads."""
+    scaling = None
+    if config.rotary_scaling is not None:
+        scaling = {key: getattr(config.rotary_scaling, ours) for key, ours in _LLAMA3.items()}
+        scaling["rope_type"] = "llama3"
+    return {"rope_theta": config.rotary_base, "rope_scaling": scaling}
+
+
+def by_heads(heads: int) -> Transform:
+    """q, k and v that are stacked within every head: (H * 3 * K, D) or (H * 3 * K) <-> three of (H * K, D) or (H * K).
+
+    Unlike other transforms it copies, for the rows of one projection lie apart.
+    """
+
+    def split(tensor: torch.Tensor) -> list[torch.Tensor]:
+        parts = [part.flatten(0, 1) for part in tensor.unflatten(0, (heads, 3, -1)).unbind(1)]
+        release(tensor)
+        return parts
+
+    def fuse(parts: Any) -> torch.Tensor:
+        return torch.stack([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 2)
+
+    return Transform(split, fuse)
