@@ -1,4 +1,4 @@
-"""The configuration of a translator, read without torch, and the paper's own: every row of its Table 3 by name.
+"""The configuration of an encoder-decoder, read without torch, and the paper's own: every row of its Table 3 by name.
 
 "Attention Is All You Need" (1706.03762), sections 3, 5.4 and 6.2. The paper does not say which vocabulary is behind its
 counts of parameters. With 41,100 symbols that both languages and the output share, the ten rows of base shape that have
@@ -7,8 +7,8 @@ and (E) have base's count, or that of the row they vary.
 Left out: the rows' other label smoothing, which belongs to training.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from qkv.core.stack_config import StackConfig
 from qkv.errors import ConfigError
@@ -16,12 +16,14 @@ from qkv.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TranslatorConfig:
-    """An encoder and a decoder over one vocabulary; the defaults are the paper's base model.
+    """An encoder and a decoder over one vocabulary; the defaults are the paper's base model. Fields that are not told
+    here are those of core/stack_config.py, in both stacks.
 
     `start`, `end` and `pad` are token ids: what the decoder reads first, what closes a text on either side, and what
     fills up a batch. `decoder_layers`: as many as `layers` unless given. `value_dim`: the width of a head's values, its
     keys' unless given. `scaled`: embeddings are multiplied by the root of `dim` (section 3.4). `context` is the longest
-    text on either side. `dropout` (section 5.4) acts in training only.
+    text on either side. `dropout` (section 5.4) acts in training only. The head: `tied`, it is the embedding's own
+    matrix; `head_scaled`, what it reads is divided by the root of `dim`; `head_bias` is added to the logits.
     """
 
     vocab: int = 37_000
@@ -37,9 +39,21 @@ class TranslatorConfig:
     value_dim: int | None = None
     ffn_dim: int = 2048
     activation: str = "relu"
+    gated: bool = False
+    bias: bool = True
+    attention_bias: bool = True
+    out_bias: bool = True
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = 1e-5
     norm_first: bool = False
-    position: Literal["sinusoidal", "learned"] = "sinusoidal"
+    scale: float | None = None
+    position: Literal["sinusoidal", "learned", "relative"] = "sinusoidal"
+    relative_buckets: int = 32
+    relative_farthest: int = 128
     scaled: bool = True
+    tied: bool = True
+    head_scaled: bool = False
+    head_bias: bool = True
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -57,27 +71,18 @@ class TranslatorConfig:
 
     @property
     def encoder(self) -> StackConfig:
-        return self._stack(self.layers, memory=False)
+        return self._stack()
 
     @property
     def decoder(self) -> StackConfig:
-        return self._stack(self.layers if self.decoder_layers is None else self.decoder_layers, memory=True)
+        layers = self.layers if self.decoder_layers is None else self.decoder_layers
+        return self._stack(layers=layers, memory_dim=self.dim, causal=True)
 
-    def _stack(self, layers: int, *, memory: bool) -> StackConfig:
-        return StackConfig(
-            dim=self.dim,
-            layers=layers,
-            heads=self.heads,
-            head_dim=self.head_dim,
-            value_dim=self.value_dim,
-            ffn_dim=self.ffn_dim,
-            activation=self.activation,
-            norm_first=self.norm_first,
-            final_norm=self.norm_first,
-            dropout=self.dropout,
-            memory_dim=self.dim if memory else None,
-            causal=memory,
-        )
+    def _stack(self, **side: Any) -> StackConfig:
+        """The fields that both have, and those of one `side`; other positions are added to the embeddings, outside."""
+        shared = {each.name: getattr(self, each.name) for each in fields(StackConfig) if hasattr(self, each.name)}
+        position = "relative" if self.position == "relative" else "none"
+        return StackConfig(**shared | {"position": position, "final_norm": self.norm_first} | side)
 
 
 _BASE = TranslatorConfig(vocab=41_100)

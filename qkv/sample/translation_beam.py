@@ -170,7 +170,7 @@ def chooser(model: Translator, search: Search) -> Callable[[Tensor], Choice]:
 
     No product is wider than the one with the vocabulary, so on a CPU its weights are laid out once for all steps.
     """
-    weight, bias = model.token.weight, model.bias.to(model.token.weight.dtype)
+    weight, bias = model.output
     narrowed = torch.is_autocast_enabled(weight.device.type)
     packed = not narrowed and can_pack_head(weight.device, weight.dtype)
     head = PackedLinear(weight, bias) if packed else model.logits

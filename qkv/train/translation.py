@@ -200,7 +200,7 @@ def translation_loss(translator: Translator, batch: Batch, *, smoothing: float =
         source, inputs = source.repeat(2, 1), inputs.repeat(2, 1)
     states = translator.states(inputs, translator.encode(source, source != pad))  # (B, T, D)
     here = states[real.repeat(2, 1) if r_drop else real]  # (N, D): padding costs no logits
-    loss = vocabulary_loss(here, translator.token.weight, wanted[real], smoothing=smoothing, r_drop=r_drop)
+    loss = vocabulary_loss(here, translator.output[0], wanted[real], smoothing=smoothing, r_drop=r_drop)
     metrics = {"entropy": loss.entropy} | ({"divergence": loss.divergence} if r_drop else {})
     return Loss(loss.value, metrics, count=int(real.sum()))
 

@@ -24,11 +24,12 @@ from qkv.weights.load import export_weights, load_module
 from qkv.weights.marian import MARIAN
 from qkv.weights.neox import NEOX
 from qkv.weights.opt import OPT
+from qkv.weights.t5 import T5
 
 _ROWS: tuple[Family[Any], ...] = (
     *(GPT2, GPT_NEO, BLOOM, LLAMA, MISTRAL, QWEN2, QWEN3, NEOX, OPT, GEMMA, GEMMA2),  # decoders
     *(DISTILBERT, ALBERT, BERT, ROBERTA),  # encoders
-    MARIAN,  # encoder-decoders
+    *(MARIAN, T5),  # encoder-decoders
 )
 FAMILIES: dict[str, Family[Any]] = {family.name: family for family in _ROWS}
 
