@@ -52,7 +52,7 @@ READERS = {  # file: what it holds, who reads it, what is read
     "talk.jsonl": (TALK + "\n", conversation, TEXT),
     "recipe.toml": (f'text = "{TEXT}"\n', lambda path: read_toml(path)["text"], TEXT),
     "schema.json": ('{"type": "string"}', lambda path: json.loads(_schema(path)), {"type": "string"}),
-    "text.txt": (TEXT, read_texts, TEXT),
+    "text.txt": (TEXT, read_texts, [TEXT]),
     "lines.jsonl": (json.dumps({"text": TEXT}, ensure_ascii=False) + "\n", read_lines, [TEXT]),
     "lines.txt": (f"{TEXT}\r\nb\r\n", read_lines, [TEXT, "b"]),
     "passages.md": (f"\n{TEXT}\n", lambda path: [(p.text, p.line) for p in read_passages(path)], [(TEXT, 2)]),

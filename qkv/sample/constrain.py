@@ -91,7 +91,9 @@ class Lexicon:
 
     @cached_property
     def guide(self) -> "llguidance.LLTokenizer":
-        """The vocabulary as llguidance wants it, built once. Raises MissingDependencyError."""
+        """The vocabulary as llguidance wants it, built once. Raises MissingDependencyError, InputError."""
+        if not self.ends:
+            raise InputError("schema and regex need a token that ends a text; the model has none: name its eos_token")
         try:
             import llguidance
         except ImportError as error:

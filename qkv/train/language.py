@@ -1,11 +1,12 @@
 """Recipe "language": a decoder from scratch on one text, over its bytes or a BPE that is learnt from it.
 
 Steps read windows at random places of the first part of the text; the rest of it, read once from end to end in windows
-of the model's context, gives the validation loss. What comes out is a folder that transformers opens.
-Left out: several texts with weights, documents kept apart by a control token.
+of the model's context, gives the validation loss. Between the documents of a folder stands the token that ends a text.
+What comes out is a folder that transformers opens. Left out: several texts with weights.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,9 +34,10 @@ MAX_BYTES = 4 << 30  # of a file of text
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`data` is a UTF-8 text file, or a folder whose *.txt files are read in the order of their names.
+    """`data` is a text file, or a folder whose *.txt files, a document each, are read in the order of their names.
 
-    A BPE of `model.vocab` tokens is learnt; with 256 every byte is one, in an English text every character.
+    A BPE of `model.vocab` tokens is learnt; with 256 every byte is one, in an English text every character, but 255,
+    which no text holds: that is the token at the end of a text.
     `validation` is the last share of the text; `prompt` is what the samples of the run go on from.
     """
 
@@ -70,16 +72,16 @@ class Windows:
 
 
 def train(recipe: Recipe, context: Context) -> Result[Decoder]:
-    text = read_texts(recipe.data)
-    cut = round(len(text) * (1 - recipe.validation))
-    tokenizer = learn_bpe(text[:cut], recipe.model.vocab)
-    known, unseen = (encode(tokenizer, part) for part in (text[:cut], text[cut:]))
+    documents = read_texts(recipe.data)
+    first, rest = split(documents, 1 - recipe.validation)
+    tokenizer = learn_bpe("".join(first), recipe.model.vocab, end=True)
+    known, unseen = (encode_all(tokenizer, part) for part in (first, rest))
     for ids, name in ((known, "training"), (unseen, "validation")):
         if len(ids) <= recipe.model.context:
             raise InputError(
                 f"{recipe.data} has {len(ids)} tokens for {name}; context={recipe.model.context} needs more"
             )
-    bytes_a_token = len(text[cut:].encode()) / len(unseen)
+    bytes_a_token = sum(len(document.encode()) for document in rest) / len(unseen)
     prompt = tokenizer.encode(recipe.prompt)
 
     torch.manual_seed(recipe.fit.seed)
@@ -97,21 +99,41 @@ def train(recipe: Recipe, context: Context) -> Result[Decoder]:
         decoder,
         Windows(known, recipe.model.context, recipe.batch, recipe.fit.seed),
         next_token,
-        facts={"text": hashlib.sha256(text.encode()).hexdigest()},
+        facts={"text": hashlib.sha256("\0".join(documents).encode()).hexdigest()},
         samples=samples,
         validate=validate,
     )
-    save_decoder(with_biases(result.model), context.folder / "model")
+    end = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.bos}
+    save_decoder(with_biases(result.model), context.folder / "model", also=end)
     tokenizer.save(context.folder / "model")
     return result
 
 
-def read_texts(path: Path) -> str:
-    """InputError if it is not there or not text."""
+def read_texts(path: Path) -> list[str]:
+    """The text of a file, or of each in a folder. InputError if it is not there or not text."""
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path} holds no *.txt file; name a text, or a folder of texts")
-    return "".join(textfiles.read_text(file, limit=MAX_BYTES) for file in files)
+    return [textfiles.read_text(file, limit=MAX_BYTES) for file in files]
+
+
+def split(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+    """The first `share` of all characters, and the rest; one document lies in both, perhaps."""
+    first, rest = list[str](), list[str]()
+    cut = round(sum(map(len, documents)) * share)
+    for document in documents:
+        here = min(max(cut, 0), len(document))
+        first += filter(None, [document[:here]])
+        rest += filter(None, [document[here:]])
+        cut -= len(document)
+    return first, rest
+
+
+def encode_all(tokenizer: LanguageTokenizer, documents: Sequence[str]) -> Ids:
+    """The ids of documents, the end of a text between them."""
+    parts = [encode(tokenizer, document) for document in documents]
+    between = np.array([tokenizer.bos], np.int64)
+    return np.concatenate([each for part in parts for each in (between, part)][1:] or [between[:0]])
 
 
 def encode(tokenizer: LanguageTokenizer, text: str) -> Ids:

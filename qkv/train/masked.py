@@ -101,7 +101,7 @@ def mask(
 
 
 def train(recipe: Recipe, context: Context) -> Result[MaskedBert]:
-    text = read_texts(recipe.data)
+    text = "".join(read_texts(recipe.data))
     cut = round(len(text) * (1 - recipe.validation))
     tokenizer = learn_wordpiece(text[:cut].splitlines(), recipe.model.vocab, lowercase=recipe.lowercase)
     known, unseen = (encode(tokenizer, part.splitlines()) for part in (text[:cut], text[cut:]))

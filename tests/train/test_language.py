@@ -13,11 +13,22 @@ import transformers
 from qkv.errors import ConfigError, InputError
 from qkv.models.decoder import Decoder
 from qkv.models.decoder_config import DecoderConfig
+from qkv.tasks.complete import complete
 from qkv.text.language import LanguageTokenizer
 from qkv.text.learn import learn_bpe
 from qkv.train import curve
 from qkv.train.checkpoint import load
-from qkv.train.language import Windows, encode, mean_loss, next_token, with_biases, write
+from qkv.train.language import (
+    Windows,
+    encode,
+    encode_all,
+    mean_loss,
+    next_token,
+    read_texts,
+    split,
+    with_biases,
+    write,
+)
 from qkv.train.recipes import run
 from qkv.weights.decoder import load_decoder
 from qkv.weights.folder import Folder
@@ -84,6 +95,45 @@ def test_a_resumed_run_is_bit_equal(changes: list[str], text: Path, tmp_path: Pa
     assert len({"momentum", "exp_avg"} & {name.rpartition(".")[2] for name in one.groups["optimizer"]}) == (
         2 if "fit.optim.optimizer=muon" in changes else 1
     )
+
+
+@pytest.mark.parametrize("vocab", [256, 300])
+def test_what_was_trained_can_end(vocab: int, text: Path, tmp_path: Path) -> None:
+    """In transformers' generate, and under a regex of ours, which cannot do without."""
+    changes = [*SMALL, *SHORT, f'data="{text}"', f"model.vocab={vocab}"]
+    run(RECIPES / "shakespeare-char.toml", changes, folder=tmp_path / "run", progress=False)
+    folder = tmp_path / "run/model"
+    tokenizer = LanguageTokenizer.load(folder)
+    (end,) = tokenizer.stops
+    assert (tokenizer.vocab, tokenizer.bos) == (vocab, end)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    reader = transformers.AutoTokenizer.from_pretrained(folder)
+    assert (reader.eos_token_id, reader.eos_token) == (end, "<|endoftext|>")
+    assert theirs.config.eos_token_id == end
+    assert theirs.generation_config.eos_token_id in (end, [end])
+    assert reader("é<|endoftext|>").input_ids == tokenizer.encode("é<|endoftext|>", control=True)
+    theirs.generate(torch.tensor([[10]]), max_new_tokens=4, do_sample=False, pad_token_id=end)
+    answer = complete("1", model=folder, regex="[0-9]{2,4}", max_tokens=10)
+    assert answer.text.isdigit()
+    assert answer.finish == "stop"
+    assert complete("", model=folder, max_tokens=1).usage == (1, 1)  # the end of a text begins one
+
+
+def test_documents_are_kept_apart(tmp_path: Path) -> None:
+    """The end stands between them, and a run of one document reads what it read without an end."""
+    (tmp_path / "a.txt").write_text("first" * 20, encoding="utf-8")
+    (tmp_path / "b.txt").write_text("", encoding="utf-8")
+    (tmp_path / "c.txt").write_text("last" * 20, encoding="utf-8")
+    documents = read_texts(tmp_path)
+    first, rest = split(documents, 0.75)
+    assert (first, rest) == (["first" * 20, "last" * 8 + "las"], ["t" + "last" * 11])
+    tokenizer = learn_bpe("".join(first), 256, end=True)
+    ids = encode_all(tokenizer, first)
+    assert np.flatnonzero(ids == tokenizer.bos).tolist() == [100]
+    assert tokenizer.decode(ids) == "first" * 20 + "last" * 8 + "las"
+    plain = encode(learn_bpe(TEXT, 300), TEXT)
+    assert np.array_equal(encode_all(learn_bpe(TEXT, 300, end=True), [TEXT]), plain)
+    assert split([TEXT], 0.9) == ([TEXT[: round(len(TEXT) * 0.9)]], [TEXT[round(len(TEXT) * 0.9) :]])
 
 
 def test_another_text_is_not_resumed(text: Path, tmp_path: Path) -> None:
