@@ -87,16 +87,18 @@ class _Words:
         """One thing with all that is said of it."""
         shirt = actor.outfit == SHIRT
         text = self.plain(actor, "" if shirt else actor.colour)
-        if shirt:
-            return self.shirted(text, actor.colour) if self.rng.random() < 0.5 else text
-        if actor.outfit:
+        if actor.outfit and not shirt:
             return self.dressed(text, actor.outfit)
         if actor.worn:
-            row = self.vocabulary.worn[actor.worn]
-            if self.language == "en":
-                return self.rng.choice(self.said["worn"]).format(text, row.en)
-            return self.said["dressed"][0].format(text, getattr(row, KEY.get(self.language, self.language)))
-        return text
+            text = self.wearing(text, actor.worn, first=shirt)
+        # A shirt that was only added as a body is mostly left unsaid.
+        return self.shirted(text, actor.colour) if shirt and self.rng.random() < (0.85 if actor.worn else 0.5) else text
+
+    def wearing(self, text: str, worn: str, *, first: bool) -> str:
+        row = self.vocabulary.worn[worn]
+        if self.language == "en":
+            return f"{text} with {row.en}" if first else self.rng.choice(self.said["worn"]).format(text, row.en)
+        return str(self.said["dressed"][0]).format(text, getattr(row, KEY.get(self.language, self.language)))
 
     def plain(self, actor: Actor, colour: str) -> str:
         """The name with size and colour."""
@@ -108,7 +110,10 @@ class _Words:
         return self.said["sized"].format(name, size=self.said[actor.size]) if actor.size else name
 
     def shirted(self, text: str, colour: str) -> str:
-        return self.rng.choice(self.said["shirt"]).format(a=text, colour=self.adjective(colour))
+        word = self.adjective(colour)
+        return str(self.rng.choice(self.said["shirt"])).format_map(
+            {"a": text, "colour": word, "a colour": article(word)}
+        )
 
     def adjective(self, colour: str) -> str:
         return str(self.table.get("adjectives", self.table.get("colours", {})).get(colour, colour))

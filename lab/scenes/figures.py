@@ -98,20 +98,27 @@ class Artist:
     def actor(self, actor: Actor) -> Figure:
         """A thing as it is: recoloured, dressed, with a hat."""
         if actor.outfit == SHIRT:
-            return self.clothed(actor.concept, actor.colour)
+            head = self.wearing(actor.concept, actor.worn) if actor.worn else self.head(actor.concept)
+            return self.clothed(head, actor.colour)
         if actor.outfit:
             return self.dressed(actor.concept, actor.outfit)
         if actor.worn:
             return self.wearing(actor.concept, actor.worn)
         return self.single(actor.concept, actor.colour)
 
-    def clothed(self, head: str, colour: str) -> Figure:
+    def head(self, concept: str) -> Figure:
+        """A sprite without the shoulders that some drawings of a head have."""
+        (face,) = self.single(concept)
+        known = concept in self.vocabulary.people
+        return (replace(face, low=self.vocabulary.face(concept, self.style)[2] if known else 1.0),)
+
+    def clothed(self, head: Figure, colour: str) -> Figure:
         """A head on a shirt: half a body for those who are drawn without one."""
-        (shirt,), (face,) = self.single(SHIRT, colour), self.single(head)
-        width = 0.66 * shirt.width * min(1.0, 1.1 * face.width / face.height)
-        height = width * face.height / face.width
+        (shirt,), face = self.single(SHIRT, colour), head[0]
+        shown = face.low * face.height
+        scale = 0.66 * shirt.width / max(face.width, 0.9 * shown)
         chin = 0.17 * shirt.height
-        return shirt, replace(face, x=(shirt.width - width) / 2, y=chin - height, width=width, height=height)
+        return shirt, *moved(head, scale, (shirt.width - scale * face.width) / 2, chin - scale * shown)
 
     def dressed(self, head: str, outfit: str) -> Figure:
         """An outfit's body, and its hat, with another head: nothing of the first face stays."""
@@ -141,14 +148,15 @@ class Artist:
 
     def wearing(self, head: str, worn: str) -> Figure:
         """A head with a hat, glasses or something round its neck."""
-        (face,), (item,) = self.single(head), self.single(worn)
-        row, at = self.vocabulary.worn[worn], self.vocabulary.heads[head].at
+        (face,), (item,) = self.head(head), self.single(worn)
+        row = self.vocabulary.worn[worn]
+        brow, eyes, neck = self.vocabulary.face(head, self.style)
         width = row.wide * face.width
         height = width * item.height / item.width
         top = {
-            "hat": (at[0] + 0.05) * face.height - height,
-            "eyes": at[1] * face.height - height / 2,
-            "neck": 0.94 * face.height - 0.1 * height,
+            "hat": (brow + 0.05) * face.height - height,
+            "eyes": eyes * face.height - height / 2,
+            "neck": 0.94 * neck * face.height - 0.1 * height,
         }[row.on]
         return face, replace(item, x=(face.width - width) / 2, y=top, width=width, height=height)
 

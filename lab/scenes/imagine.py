@@ -58,12 +58,14 @@ def _may(event: str, kinds: frozenset[str]) -> bool:
     """Whether an event can hold combinations of all the kinds."""
     if event == "scenery":
         return False
-    holds = {"ride": {"ride"}, "dressed": {"dress"}, "alone": set(), "count": set()}.get(event, {"pair"})
+    holds = {"ride": {"ride"}, "dressed": {"dress"}, "alone": set(), "count": set(), "people": set()}.get(
+        event, {"pair"}
+    )
     return kinds <= holds | {"place"}
 
 
 def _event(event: str, actors: tuple[Actor, ...]) -> Event:
-    return "alone" if event in ("dressed", "accessory") else event  # type: ignore[return-value]
+    return "alone" if event in ("dressed", "accessory", "people") else event  # type: ignore[return-value]
 
 
 def _condition(place: str, rng: Random) -> str:
@@ -144,6 +146,13 @@ def _accessory(vocabulary: Vocabulary, rng: Random, style: str, place: str) -> C
     return (Actor(concept=rng.choice(heads), worn=worn),), 1
 
 
+def _people(vocabulary: Vocabulary, rng: Random, style: str, place: str) -> Cast:
+    """Somebody of named parts: the hair or beard of a head, a shirt, something worn."""
+    who = rng.choice([key for key, row in vocabulary.people.items() if row.at(style)])
+    worn = rng.choice(list(vocabulary.worn)) if rng.random() < 0.75 else ""
+    return (Actor(concept=who, outfit=SHIRT, colour=rng.choice(COLOURS), worn=worn),), 1
+
+
 def _game(vocabulary: Vocabulary, rng: Random, style: str, place: str) -> Cast:
     """Two to four of one kind, or two different ones."""
     players = vocabulary.roles["players"]
@@ -194,7 +203,7 @@ def _other(vocabulary: Vocabulary, rng: Random, place: str, than: str) -> str:
 
 SHARES: dict[str, float] = {
     "scenery": 0.04,
-    "alone": 0.295,
+    "alone": 0.25,
     "beside": 0.13,
     "above": 0.04,
     "before": 0.03,
@@ -204,7 +213,8 @@ SHARES: dict[str, float] = {
     "surround": 0.02,
     "count": 0.08,
     "dressed": 0.09,
-    "accessory": 0.04,
+    "accessory": 0.035,
+    "people": 0.05,
     "ride": 0.07,
     "hold": 0.02,
     "eat": 0.02,
@@ -226,6 +236,7 @@ EVENTS: Mapping[str, Callable[[Vocabulary, Random, str, str], Cast]] = {
     "count": _count,
     "dressed": _dressed,
     "accessory": _accessory,
+    "people": _people,
     "ride": _ride,
     "hold": _between("holders", "held"),
     "eat": _eat,

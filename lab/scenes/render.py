@@ -134,7 +134,7 @@ def recolour(picture: Image.Image, colour: str) -> Image.Image:
     saturation = (high - low) / np.maximum(high, 1e-3)
     lightness = rgb @ np.array([0.35, 0.5, 0.15], np.float32)[:, None]
     seen = alpha > 0.5
-    coloured = (saturation * alpha).sum() / max(1.0, float(alpha.sum())) > 0.25
+    coloured = float((saturation[seen] > 0.25).mean()) > 0.5 if seen.any() else False
     weight = np.clip((saturation - 0.15) / 0.2, 0, 1) if coloured else np.clip((lightness - 0.18) / 0.1, 0, 1)
     chosen = seen & (weight > 0.5)
     middle = float(np.median(lightness[chosen])) if chosen.any() else 0.5

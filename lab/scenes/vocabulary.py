@@ -80,6 +80,7 @@ class Vocabulary:
     outfits: Mapping[str, Named]
     heads: Mapping[str, Head]
     worn: Mapping[str, Worn]
+    people: Mapping[str, Named]
     roles: Mapping[str, tuple[str, ...]]
     names: Mapping[str, Mapping[str, str]] = field(repr=False)  # by language, of every concept
     drawn: frozenset[tuple[str, str]] = field(repr=False)
@@ -88,6 +89,11 @@ class Vocabulary:
         """Its name; a head has that of its whole animal."""
         head = self.heads.get(concept)
         return self.names[language][head.whole if head and head.whole in self.names[language] else concept]
+
+    def face(self, concept: str, style: str) -> tuple[float, float, float]:
+        """Where a head's brow and eyes are, and where it is cut off, from its top."""
+        numbers = self.people[concept].at(style) if concept in self.people else self.heads[concept].at
+        return numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else 1.0
 
     @cached_property
     def by_where(self) -> Mapping[str, tuple[str, ...]]:
@@ -124,6 +130,7 @@ def of(
         outfits=rows("outfits", Named),
         heads=rows("heads", Head),
         worn=rows("worn", Worn),
+        people=rows("people", Named),
         roles={name: tuple(key for key in keys if key in things) for name, keys in table["roles"].items()},
         names=names,
         drawn=drawn,

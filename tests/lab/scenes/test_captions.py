@@ -102,6 +102,17 @@ def test_outfits_and_hats(words):
     assert all("戴高禮帽的" in text for text in said(hat, words, "zh-hant"))
 
 
+def test_people_are_said_part_by_part(words):
+    actor = Actor(concept="1F469", outfit=SHIRT, colour="green", worn="1F453")
+    scene = Scene(event="alone", actors=(actor,), condition="white", style="noto")
+    name = words.name("1F469", "en")
+    assert any(
+        text.endswith(f"{name} with glasses in a green shirt") for text in said(scene, words, "en", 60, share=0.0)
+    )
+    assert all("glasses" in text for text in said(scene, words, "en"))
+    assert all("戴眼鏡的" in text for text in said(scene, words, "zh-hant"))
+
+
 def test_driving_and_riding(words):
     ride = Scene(event="ride", actors=(Actor(concept="1F9D9"), Actor(concept="1F40E")), condition="white", style="noto")
     assert not any("driv" in text for text in said(ride, words, "en", 40))

@@ -7,6 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from lab.scenes.figures import Artist, bounds, mirrored, stood
 from lab.scenes.imagine import EVENTS
@@ -16,7 +17,7 @@ from lab.scenes.render import TARGETS, draw, recolour
 from lab.scenes.scene import SHIRT, Actor, Scene
 from lab.scenes.shapes import SHAPES, draw_shape
 
-DRAWN = sorted(set(EVENTS) - {"dressed", "accessory"})
+DRAWN = sorted(set(EVENTS) - {"dressed", "accessory", "people"})
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,15 @@ def test_a_shirt_has_the_colour_that_is_said(scenes, words):
     assert (head.concept, head.colour) == ("1F9D1", "")
 
 
+def test_a_person_is_cut_at_the_neck_and_wears_the_hat_on_the_brow(scenes, words):
+    actor = Actor(concept="1F469-200D-1F9B0", outfit=SHIRT, colour="red", worn="1F3A9")
+    shirt, face, hat = Artist(scenes.sprites, words, "noto").actor(actor)
+    brow, _, neck = words.face("1F469-200D-1F9B0", "noto")
+    assert face.low == neck < 1
+    assert shirt.y < face.y + neck * face.height < shirt.y + 0.3 * shirt.height
+    assert hat.y + hat.height == pytest.approx(face.y + (brow + 0.05) * face.height)
+
+
 def test_figures_stand_where_they_are_put(scenes, words):
     figure = stood(Artist(scenes.sprites, words, "flat").actor(Actor(concept="1F436", outfit="1F935")), 0.5, 0.3, 0.9)
     for shown in (figure, stood(mirrored(figure), 0.5, 0.3, 0.9)):
@@ -178,6 +188,14 @@ def test_recolouring_meets_the_colour(scenes, colour):
     assert (painted[..., 3] == alpha).all()
     near = np.abs(painted[alpha > 200][:, :3] - np.array(TARGETS[colour])).max(-1)
     assert near.min() < 12
+
+
+def test_a_white_thing_with_a_coloured_edge_is_recoloured_whole():
+    """As a white shirt with red seams: what is mostly without a colour takes it everywhere."""
+    shirt = Image.new("RGBA", (40, 40), (236, 238, 240, 255))
+    ImageDraw.Draw(shirt).rectangle((0, 0, 39, 5), fill=(220, 30, 40, 255))
+    painted = np.asarray(recolour(shirt, "blue"))[..., :3].astype(int)
+    assert np.abs(painted[20, 20] - np.array(TARGETS["blue"])).max() < 12
 
 
 @pytest.mark.parametrize("name", list(PLACES))

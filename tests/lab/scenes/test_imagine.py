@@ -60,7 +60,7 @@ def test_a_shirt_is_no_outfit():
 
 
 def test_every_event_and_place_is_imagined(many):
-    events = set(EVENTS) - {"dressed", "accessory"}
+    events = set(EVENTS) - {"dressed", "accessory", "people"}
     assert set(many) == events
     scenes = [scene for rows in many.values() for scene in rows]
     assert {scene.place for scene in scenes} == set(PLACES)

@@ -23,6 +23,14 @@ def test_anchors_lie_within_the_sprite(words, table):
         assert all(0 <= number <= 1 for numbers in drawn for number in numbers), key
 
 
+def test_people_have_brows_above_their_eyes(words):
+    assert len(words.people) >= 20
+    for key, row in words.people.items():
+        for numbers in (row.noto, row.fluent, row.twemoji):
+            assert 0 < numbers[0] < numbers[1] < 1, key
+            assert len(numbers) == 2 or numbers[1] < numbers[2] < 1
+
+
 def test_every_entry_is_said_in_every_language(words):
     for rows in (words.mounts, words.outfits, words.worn):
         for key, row in rows.items():
