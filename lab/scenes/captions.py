@@ -189,7 +189,7 @@ _BARE = {"white", "black", "grey", "blue", "pink", "yellow", "green", "purple", 
 def article(phrase: str) -> str:
     """An English phrase with "a" or "an", or without where it is a plural or a mass."""
     last = _head(phrase).split()[-1]
-    many = last.endswith("s") and not last.endswith(("ss", "us", "is", "os", "ens", "vas"))
+    many = last.endswith("s") and not last.endswith(("ss", "us", "nnis", "os", "ens", "vas"))
     if many or MASS.match(phrase):
         return phrase
     sound = phrase.lower()

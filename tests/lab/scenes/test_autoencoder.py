@@ -12,10 +12,10 @@ from lab.emblem.dataset import EmblemData
 from lab.scenes import autoencoder
 from lab.scenes.autoencoder import Batches, psnr
 from lab.train.batches import Draw
-from qkv.config import build, read_toml
-from qkv.train.recipes import Context, find_task
-from qkv.weights.diffusers import load_vae
+from qkv.config import build
+from qkv.train import recipes
 from qkv.weights.folder import Folder
+from qkv.weights.vae import load_vae
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "scenes-autoencoder.toml"
 TINY = ["model.dims=[8, 8, 8, 8]", "model.groups=4", "model.latent_channels=2", "batch=4", "crop=32", "fit.steps=3"]
@@ -72,10 +72,7 @@ def small(scenes, world, monkeypatch):
 
 
 def run(folder, *changes, resume=False):
-    values = read_toml(RECIPE, [*TINY, *changes])
-    recipe, train = find_task(values.pop("task"), RECIPE)
-    context = Context(folder=folder, device=torch.device("cpu"), resume=resume, progress=False)
-    return train(build(recipe, values), context)
+    return recipes.run(RECIPE, [*TINY, *changes], folder=folder, resume=resume, progress=False)
 
 
 def test_the_recipe_trains_resumes_and_is_measured(small, tmp_path):
