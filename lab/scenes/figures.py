@@ -23,7 +23,7 @@ class Part:
     """A sprite, or with "@" a shape that `shapes` draws, in the box from (x, y), its upper left, y downwards.
 
     Of the sprite only the rows from `top` to `low` are shown, and within `oval` (centre and radius in units of the
-    width) if that is given. `bitten` takes a bite out of it.
+    width) if that is given. `bitten` takes a bite out of it. `skin` is a head, whose colour its wearer's neck takes.
     """
 
     concept: str
@@ -37,6 +37,7 @@ class Part:
     low: float = 1.0
     oval: tuple[float, float, float] | None = None
     bitten: bool = False
+    skin: str = ""
 
 
 Figure = tuple[Part, ...]
@@ -131,7 +132,7 @@ class Artist:
         height = width * face.height / face.width
         chin = (neck + 0.07) * body.height
         placed = replace(face, x=middle * body.width - width / 2, y=chin - height, width=width, height=height)
-        figure = (replace(body, top=neck), placed)
+        figure = (replace(body, top=neck, skin=head), placed)
         if not hat:
             return figure
         brow = placed.y + self.vocabulary.heads[head].at[0] * height + 0.03 * body.height
@@ -206,7 +207,7 @@ class Artist:
         figure: Figure = ()
         width = 0.52 if len(players) < 4 else 0.42
         for i, player in enumerate(players):
-            figure += stood(player, width, 0.5 + i * width * 0.95, 0.62)
+            figure += stood(player, width, 0.5 + i * width * 0.95, 0.58)
         left, _, right, _ = bounds(figure)
         middle, half = (left + right) / 2, max(0.62, (right - left) / 2 + 0.06)
         top = "@table" if game == "cards" else "@wood"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
 
-from lab.scenes.heldout import held_out
+from lab.scenes.heldout import SHOWN, held_out
 from lab.scenes.places import PLACES
 from lab.scenes.scene import SHIRT, Actor, Event, Scene, concepts
 from lab.scenes.sprites import STYLES
@@ -39,6 +39,8 @@ def imagine(
 def _scene(vocabulary: Vocabulary, rng: Random, kinds: frozenset[str]) -> Scene:
     shares = SHARES if not kinds else {event: share for event, share in SHARES.items() if _may(event, kinds)}
     event = rng.choices(list(shares), list(shares.values()))[0]
+    if event == "shown":
+        return _shown(rng)
     style = rng.choices(list(STYLE_SHARES), list(STYLE_SHARES.values()))[0]
     plain = rng.random() < 0.25 and "place" not in kinds and event != "scenery"
     place = "plain" if plain else rng.choice(list(PLACES)[1:])
@@ -54,9 +56,24 @@ def _scene(vocabulary: Vocabulary, rng: Random, kinds: frozenset[str]) -> Scene:
     )
 
 
+def _shown(rng: Random) -> Scene:
+    """A scene that one of the README's prompts asks for: as any other, only more often."""
+    shown = rng.choice(SHOWN)
+    place = rng.choice(shown.places)
+    return Scene(
+        event=shown.event,
+        actors=tuple(Actor(concept=key, outfit=shown.outfit) for key in shown.concepts),
+        count=rng.randint(2, 4) if shown.event == "cards" else 1,
+        place=place,
+        condition=_condition(place, rng),
+        painting=shown.painting if rng.random() < 0.7 else rng.choice(("", *PAINTINGS)),
+        style=rng.choices(list(STYLE_SHARES), list(STYLE_SHARES.values()))[0],
+    )
+
+
 def _may(event: str, kinds: frozenset[str]) -> bool:
     """Whether an event can hold combinations of all the kinds."""
-    if event == "scenery":
+    if event in ("scenery", "shown"):
         return False
     holds = {"ride": {"ride"}, "dressed": {"dress"}, "alone": set(), "count": set(), "people": set()}.get(
         event, {"pair"}
@@ -202,8 +219,9 @@ def _other(vocabulary: Vocabulary, rng: Random, place: str, than: str) -> str:
 
 
 SHARES: dict[str, float] = {
+    "shown": 0.02,
     "scenery": 0.04,
-    "alone": 0.25,
+    "alone": 0.23,
     "beside": 0.13,
     "above": 0.04,
     "before": 0.03,

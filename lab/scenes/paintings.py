@@ -42,13 +42,13 @@ def _photo(image: Image.Image, rng: Random) -> Image.Image:
 def _oil(image: Image.Image, rng: Random) -> Image.Image:
     """Thick brush strokes, each in the colour under it, along the edges of the picture."""
     size = image.width
-    pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(size / 128)))
-    grey = np.asarray(image.convert("L").filter(ImageFilter.GaussianBlur(size / 40))).astype(np.float32)
+    pixels = np.asarray(image)
+    grey = np.asarray(image.convert("L").filter(ImageFilter.GaussianBlur(size / 64))).astype(np.float32)
     gy, gx = (np.asarray(part) for part in np.gradient(grey))
     out = image.filter(ImageFilter.GaussianBlur(size / 50))
     draw = ImageDraw.Draw(out)
     field = rng.random() * 3.1
-    for long, wide, count in ((0.085, 0.034, 420), (0.05, 0.018, 1300)):
+    for long, wide, count in ((0.08, 0.03, 320), (0.042, 0.014, 2400)):
         for _ in range(count):
             x, y = rng.randrange(size), rng.randrange(size)
             dx, dy = float(gx[y, x]), float(gy[y, x])
@@ -56,7 +56,7 @@ def _oil(image: Image.Image, rng: Random) -> Image.Image:
                 dx, dy = math.cos(field + 2 * x / size), math.sin(field + 2 * y / size)
             norm = max(1e-6, math.hypot(dx, dy))
             a, b = -dy / norm * long * size / 2, dx / norm * long * size / 2
-            shade = rng.randint(-16, 16)
+            shade = rng.randint(-14, 14)
             colour = tuple(max(0, min(255, int(value) + shade)) for value in pixels[y, x])
             draw.line((x - a, y - b, x + a, y + b), fill=colour, width=max(1, round(wide * size)))
     return ImageEnhance.Color(out).enhance(1.25)

@@ -98,6 +98,8 @@ def _cut(part: Part, artist: Artist, size: int) -> tuple[Image.Image, tuple[int,
         picture = recolour(picture, part.colour)
     if part.bitten:
         _bite(picture)
+    if part.skin:
+        picture = _necked(picture, part.top, artist.sprites.get(artist.style, part.skin))
     if part.mirrored:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if part.oval:
@@ -124,6 +126,23 @@ def _bite(picture: Image.Image) -> None:
         x, y = 0.3 * picture.width + i * 1.3 * r, 0.06 * picture.height
         draw.ellipse((x - r, y - r, x + r, y + r), fill=0)
     picture.putalpha(alpha)
+
+
+def _necked(picture: Image.Image, neck: float, head: Image.Image) -> Image.Image:
+    """An outfit whose wearer's yellow neck, in the middle just below `neck`, has the colour of another head's chin."""
+    rgba = np.array(picture)
+    height, width, _ = rgba.shape
+    rows = slice(round(neck * height), round((neck + 0.2) * height))
+    columns = slice(round(0.3 * width), round(0.7 * width))
+    part = rgba[rows, columns].astype(np.int16)
+    red, green, blue, _ = np.moveaxis(part, -1, 0)
+    skin = (red > 190) & (green > 120) & (green < red) & (blue < 0.62 * green) & (red - green < 100)
+    third = (head.width // 3, head.height * 3 // 4, head.width * 2 // 3, head.height)
+    chin = np.asarray(head.convert("RGBA").crop(third))
+    shown = chin[chin[..., 3] > 200]
+    if len(shown):
+        rgba[rows, columns][skin, :3] = np.median(shown[:, :3], axis=0)
+    return Image.fromarray(rgba)
 
 
 def recolour(picture: Image.Image, colour: str) -> Image.Image:

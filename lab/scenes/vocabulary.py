@@ -158,7 +158,7 @@ def load(sprites: Sprites) -> Vocabulary:
     """The vocabulary that these sprites can draw, with Unicode's names. Raises what `npm.fetch` raises."""
     table = dataset.table()
     known = Emojibase(fetch(table.names.pin, dataset.data_folder().parent / "packages"))
-    ours = _toml("things")["names"]
+    undrawn, ours = (_toml("things")[name] for name in ("undrawn", "names"))
     names = {
         language: {key: ours.get(key, {}).get(language) or tidy(row.name) for key, row in rows.items()}
         for language, rows in known.languages.items()
@@ -168,7 +168,7 @@ def load(sprites: Sprites) -> Vocabulary:
         (style, concept)
         for style, row in sprites.images.items()
         for concept in row
-        if may_see(style, concept, known, table.seed)
+        if may_see(style, concept, known, table.seed) and concept not in undrawn.get(style, ())
     )
     return of(names, {key: concept.subgroup for key, concept in known.concepts.items()}, drawn)
 

@@ -45,7 +45,7 @@ def named(concept: str, language: str) -> str:
 def sprites() -> Sprites:
     table, anchors = vocabulary._toml("things"), vocabulary._toml("anchors")
     concepts = {key for keys in table["roles"].values() for key in keys} | {*FLYING, *SWIMMING, *PEOPLE}
-    concepts |= {key for rows in anchors.values() for key in rows} | {"1F455", "265F"}
+    concepts |= {key for rows in anchors.values() for key in rows} | {"1F455", "265F", "1F3F0", "1F332", "1F333"}
     return Sprites(
         images={style: {key: Cut.of(sprite(style, key)) for key in sorted(concepts)} for style in STYLES}, side=256
     )

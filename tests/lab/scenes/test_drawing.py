@@ -13,11 +13,11 @@ from lab.scenes.figures import Artist, bounds, mirrored, stood
 from lab.scenes.imagine import EVENTS
 from lab.scenes.layout import layout
 from lab.scenes.places import PLACES, paint_place
-from lab.scenes.render import TARGETS, draw, recolour
+from lab.scenes.render import TARGETS, _necked, draw, recolour
 from lab.scenes.scene import SHIRT, Actor, Scene
 from lab.scenes.shapes import SHAPES, draw_shape
 
-DRAWN = sorted(set(EVENTS) - {"dressed", "accessory", "people"})
+DRAWN = sorted(set(EVENTS) - {"dressed", "accessory", "people", "shown"})
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,18 @@ def test_nothing_of_the_first_face_stays(scenes, words, style):
         assert head.y + head.height > body.y + body.top * body.height, "the chin covers the cut"
         assert all(part.low == row.at(style)[2] for part in hat)
         assert bool(hat) == bool(row.at(style)[2])
+
+
+def test_a_yellow_neck_takes_the_heads_colour():
+    """Only skin, only in the middle, only just below the cut."""
+    outfit, head = Image.new("RGBA", (100, 100), (40, 40, 60, 255)), Image.new("RGBA", (40, 40), (90, 60, 30, 255))
+    draw_on = ImageDraw.Draw(outfit)
+    draw_on.rectangle((45, 40, 55, 55), fill=(255, 204, 50, 255))
+    draw_on.rectangle((0, 40, 10, 55), fill=(255, 204, 50, 255))
+    done = _necked(outfit, 0.4, head)
+    assert done.getpixel((50, 45))[:3] == (90, 60, 30)
+    assert done.getpixel((5, 45))[:3] == (255, 204, 50)
+    assert done.getpixel((50, 80))[:3] == (40, 40, 60)
 
 
 def test_a_helmet_shows_the_head_within_it(scenes, words):
