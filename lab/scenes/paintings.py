@@ -102,7 +102,7 @@ def _comic(image: Image.Image, rng: Random) -> Image.Image:
     pixels = np.asarray(flat).astype(np.float32) * 1.12
     grey = np.asarray(image.convert("L").filter(ImageFilter.GaussianBlur(0.5))).astype(np.float32)
     gy, gx = np.gradient(grey)
-    edge = np.clip((np.hypot(gx, gy) - 14) / 10, 0, 1)[..., None]
+    edge = np.clip((np.hypot(gx, gy) - 24) / 18, 0, 0.9)[..., None]
     ys, xs = np.mgrid[0:size, 0:size]
     dots = (np.hypot((xs + 3 * ((ys // 5) % 2)) % 5 - 2, ys % 5 - 2) < 1.3) & (grey > 60) & (grey < 150)
     return _image(pixels * (1 - edge) - 34 * dots[..., None] * (1 - edge))
