@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from lab.emblem.wordnet import wordnet_glosses
-from qkv.evaluate.language import answer, perplexity
+from qkv.evaluate.loss import answer, perplexity
 from qkv.train.conversations import Speaker, messages, read_conversations
 from qkv.train.finetune import Start, answer_loss, open_start, read_examples
 from qkv.train.recipes import run

@@ -86,7 +86,7 @@ def main() -> None:
     prepare(asked.threads)
 
     from qkv.engine.native_runner import NativeRunner
-    from qkv.evaluate.language import mean_loss_on
+    from qkv.evaluate.loss import mean_loss_on
     from qkv.fetch.pull import find
     from qkv.text.language import LanguageTokenizer
     from qkv.weights.gguf import open_gguf

@@ -130,7 +130,7 @@ def train_ours(recipe_name: str, data: Path, seed: int, threads: int, steps: int
     from qkv.config import build, read_toml
     from qkv.models.decoder import Decoder
     from qkv.text.learn import learn_bpe
-    from qkv.train.language import Recipe, Windows, encode, next_token, read_text
+    from qkv.train.language_model import Recipe, Windows, encode, next_token, read_text
     from qkv.train.loop import fit
 
     torch.set_num_threads(threads)

@@ -19,7 +19,7 @@ TASKS = {
     "diffusion": "lab.train.diffusion",
     "draft": "lab.train.draft",
     "judge": "lab.judge.training",
-    "languages": "lab.train.languages",
+    "languages": "lab.train.multilingual",
     "scenes-autoencoder": "lab.scenes.autoencoder",
 }
 

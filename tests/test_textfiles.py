@@ -17,7 +17,7 @@ from qkv.index.passages import Skipped, read_lines, read_passages
 from qkv.tasks.code import in_file
 from qkv.textfiles import NotTextError, as_utf8, decode, json_lines, lines, read_text
 from qkv.train.conversations import read_conversations
-from qkv.train.language import read_texts
+from qkv.train.language_model import read_texts
 from qkv.writing.options import Options
 from qkv.writing.shots import read_shots
 

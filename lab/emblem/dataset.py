@@ -40,7 +40,7 @@ SWATCHES = "components"  # the group of bare skin tones and hair
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Work:
     """A package and whom to thank for it."""
 
     package: str
@@ -58,7 +58,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IconSet(Source):
+class IconSet(Work):
     """One drawing style: a row of emblem.toml, which explains the fields."""
 
     style: str
@@ -69,11 +69,11 @@ class IconSet(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Works:
     """emblem.toml."""
 
     seed: int
-    names: Source
+    names: Work
     sets: tuple[IconSet, ...]
 
 
@@ -85,9 +85,9 @@ class EmblemData:
     items: list[Item]
 
 
-def table() -> Table:
+def table() -> Works:
     """The sets and their pins."""
-    return config.build(Table, config.read_toml(TABLE))
+    return config.build(Works, config.read_toml(TABLE))
 
 
 def notice() -> str:
@@ -99,7 +99,7 @@ def notice() -> str:
     return "\n".join([*lines, *attributions((*table().sets, table().names))]) + "\n"
 
 
-def attributions(sources: Iterable[Source]) -> Iterator[str]:
+def attributions(sources: Iterable[Work]) -> Iterator[str]:
     """Whom to thank for what, and where its licence stands, line by line."""
     for source in sources:
         yield from ("", f"{source.title}, by {source.author}", f"  {source.url}")
@@ -236,7 +236,7 @@ def _svg(icon: dict[str, Any], icons: dict[str, Any]) -> str:
 
 
 def _draw_sets(
-    rows: Table, folders: dict[str, Path], names: Emojibase, drawn: Path, progress: bool
+    rows: Works, folders: dict[str, Path], names: Emojibase, drawn: Path, progress: bool
 ) -> Iterator[tuple[raster.Picture, Item]]:
     """Every picture with its item, set by set; what is drawn is kept in `drawn`."""
     drawn.mkdir(parents=True, exist_ok=True)
@@ -330,7 +330,7 @@ def _dedupe(pairs: Iterable[tuple[raster.Picture, Item]]) -> tuple[list[raster.P
     return [found[i][0] for i in kept], [replace(found[i][1], row=row) for row, i in enumerate(kept)]
 
 
-def _write(folder: Path, pictures: list[raster.Picture], items: list[Item], names: Emojibase, rows: Table) -> None:
+def _write(folder: Path, pictures: list[raster.Picture], items: list[Item], names: Emojibase, rows: Works) -> None:
     """The files of the data set."""
     shape = (len(pictures), raster.SIZE, raster.SIZE, 3)
     file = np.lib.format.open_memmap(folder / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)

@@ -76,7 +76,7 @@ EXAMS = {
 SPOKEN = 60  # drawings a language, of the first seen concepts
 
 
-class Order(NamedTuple):
+class WantedDrawing(NamedTuple):
     """A drawing to be made."""
 
     prompt: str
@@ -104,22 +104,22 @@ def run(
     if samples < 10:
         raise InputError(f"samples={samples} are too few for a share; give at least 10")
     scale = samples / EXAMS["seen"].samples
-    court = Court(*load_judge(judge), dataset.load())
-    chosen = {name: pick(court.items(exam.split), round(scale * exam.samples)) for name, exam in EXAMS.items()}
+    judged = JudgedData(*load_judge(judge), dataset.load())
+    chosen = {name: pick(judged.items(exam.split), round(scale * exam.samples)) for name, exam in EXAMS.items()}
     spoken = [item for item in chosen["seen"] if all(code in item.words for code in LANGUAGES)][: round(scale * SPOKEN)]
     yellow = [f"{name}, {YELLOW_STYLE}" for name in YELLOW[: max(2, round(scale * len(YELLOW)))]]
 
     orders = {name: [_order(item, "en", seed) for item in items] for name, items in chosen.items()}
     orders |= {code: [_order(item, code, seed) for item in spoken] for code in LANGUAGES}
     orders |= {
-        name: [Order(prompt, negative, _seed(seed, prompt)) for prompt in yellow]
+        name: [WantedDrawing(prompt, negative, _seed(seed, prompt)) for prompt in yellow]
         for name, negative in (("yellow", None), ("not yellow", "yellow"))
     }
     folder = folder or Path("runs") / f"eval-{Path(model).name}"
     # Before the long work, so that an unwritable folder costs nothing.
     write_json(folder / "prompts.json", {name: [order._asdict() for order in group] for name, group in orders.items()})
     drawn = _draw_all(orders, draw or _drawer(model), progress)
-    trust = {split: court.trust(split) for split in HELD_OUT}
+    trust = {split: judged.trust(split) for split in HELD_OUT}
     in_english = drawn["seen"][[chosen["seen"].index(item) for item in spoken]]
     result = {
         "model": model,
@@ -127,13 +127,13 @@ def run(
         "samples": samples,
         "void": any(score.value < TRUSTED for score in trust.values()),
         "judge": {split: plain(score) for split, score in trust.items()},
-        "sets": {name: court.examine(drawn[name], chosen[name], exam.k) for name, exam in EXAMS.items()},
+        "sets": {name: judged.examine(drawn[name], chosen[name], exam.k) for name, exam in EXAMS.items()},
         "languages": {
-            code: court.examine(pictures, spoken, EXAMS["seen"].k, language=code)
+            code: judged.examine(pictures, spoken, EXAMS["seen"].k, language=code)
             for code, pictures in {"en": in_english, **{code: drawn[code] for code in LANGUAGES}}.items()
         },
-        "distances": court.distances(drawn["seen"], chosen["seen"]),
-        "copies": {"threshold": court.threshold, "found": plain(court.found_copies(chosen["seen"]))},
+        "distances": judged.distances(drawn["seen"], chosen["seen"]),
+        "copies": {"threshold": judged.threshold, "found": plain(judged.found_copies(chosen["seen"]))},
         "yellow": yellow_cut(drawn["yellow"], drawn["not yellow"]),
     }
 
@@ -143,22 +143,22 @@ def run(
     for name in (*EXAMS, *LANGUAGES):
         items = chosen.get(name, spoken)  # their English names stand beside, since the sheet's font has no Chinese
         labels = [text for order, item in zip(orders[name], items) for text in (order.prompt, f"real: {item.name}")]
-        _sheet(folder / f"{name}.png", drawn[name], court.real(items), labels)
+        _sheet(folder / f"{name}.png", drawn[name], judged.real(items), labels)
     labels = [text for prompt in yellow for text in (prompt, "not yellow")]
     _sheet(folder / "yellow.png", drawn["yellow"], drawn["not yellow"], labels)
     return result
 
 
-def _order(item: Item, language: str, seed: int) -> Order:
+def _order(item: Item, language: str, seed: int) -> WantedDrawing:
     """The same noise in every language."""
-    return Order(plain_caption(item, language=language), None, _seed(seed, item.style, item.icon))
+    return WantedDrawing(plain_caption(item, language=language), None, _seed(seed, item.style, item.icon))
 
 
 def _seed(seed: int, *names: str) -> int:
     return seed + int(fraction(SEED, "noise", *names) * 2**32)
 
 
-def _draw_all(orders: Mapping[str, Sequence[Order]], draw: Draw, progress: bool) -> dict[str, Pictures]:
+def _draw_all(orders: Mapping[str, Sequence[WantedDrawing]], draw: Draw, progress: bool) -> dict[str, Pictures]:
     """What is drawn for each list of orders, (N, 128, 128, 3)."""
     drawn: dict[str, list[npt.NDArray[np.uint8]]] = defaultdict(list)
     with Bar("drawing", sum(map(len, orders.values())), shown=progress) as bar:
@@ -189,7 +189,7 @@ def pick(items: Sequence[Item], count: int) -> list[Item]:
 
 
 @dataclass(frozen=True)
-class Court:
+class JudgedData:
     """The judge with the evidence: the data set and what is derived from it once."""
 
     judge: Judge

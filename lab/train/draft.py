@@ -141,7 +141,7 @@ def errors(drafter: Drafter, teacher: TextTower, ids: Tensor, wanted: Draft) -> 
     )
 
 
-class Source(Protocol):
+class DraftSource(Protocol):
     """Gives the texts of a step, and the latents (B, C, y, x) that they are to draft."""
 
     def at(self, step: int) -> tuple[list[str], Tensor]: ...
@@ -151,7 +151,7 @@ class Source(Protocol):
 class Batches:
     """Token ids (B, context) of all that the sources say at a step, and the drafts of it."""
 
-    sources: Sequence[Source]
+    sources: Sequence[DraftSource]
     drafts: Drafts
     tokenizer: Tokenizer
     context: int
@@ -184,7 +184,7 @@ def train(recipe: Recipe, context: Context) -> Result[Drafter]:
     )
     held_ids = read(tokenizer, [captions.plain_caption(item) for item in held], drafter.context).to(context.device)
     draw = data.draw(recipe.batch, recipe.fit.seed)
-    sources: list[Source] = [Captioned(latents, data.items, draw, recipe.captions)]
+    sources: list[DraftSource] = [Captioned(latents, data.items, draw, recipe.captions)]
     if recipe.texts and recipe.teacher:
         borrowers = Borrowers.of(train, recipe.teacher, recipe.synsets, progress=context.progress)
         sources.append(Borrowed(latents, borrowers, recipe.texts, recipe.captions.unstyled, recipe.fit.seed))

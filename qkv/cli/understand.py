@@ -196,7 +196,7 @@ def _tell(skipped: "Iterable[Skipped]", warnings: Iterable[str]) -> None:
     warn(warnings)
 
 
-class Labelled(typer.core.TyperCommand):
+class LabelsCommand(typer.core.TyperCommand):
     """A command whose `--labels` takes all words up to the next option, which click's options cannot."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -50,7 +50,7 @@ class Question(NamedTuple):
     rests: list[list[int]]
 
 
-class Task(NamedTuple):
+class FewShotTask(NamedTuple):
     """Lines of each label, to measure on and to show; `name` is what a line is called in the prompt."""
 
     name: str
@@ -104,7 +104,7 @@ def run(
     return result
 
 
-def make_task(language: Language, data: str | Path, items: int, most: int, seed: int) -> Task:
+def make_task(language: Language, data: str | Path, items: int, most: int, seed: int) -> FewShotTask:
     """Balanced items, and the other lines to draw at most `most` shots from. Raises InputError."""
     rows = spam_subjects.load() if data == "spam" else labelled(str(data))
     lines: dict[str, str] = {}  # each text once, so that no item can be among the shots
@@ -127,7 +127,7 @@ def make_task(language: Language, data: str | Path, items: int, most: int, seed:
         chance.shuffle(texts)
         held += [Labelled(text, label) for text in texts[:wanted]]
         pool[label] = texts[wanted:]
-    return Task("Subject" if data == "spam" else "Text", held, pool)
+    return FewShotTask("Subject" if data == "spam" else "Text", held, pool)
 
 
 def trim(language: Language, text: str) -> str:
@@ -155,7 +155,7 @@ def draw_shots(pool: Mapping[str, Sequence[str]], shots: int, draw: int, seed: i
 
 
 def measure(
-    language: Language, task: Task, counts: Sequence[int], draws: int, seed: int, *, progress: bool
+    language: Language, task: FewShotTask, counts: Sequence[int], draws: int, seed: int, *, progress: bool
 ) -> dict[str, Any]:
     """The shares of items that are answered rightly, as plain values. Raises InputError if a prompt is too long."""
     plan = {n: [draw_shots(task.pool, n, draw, seed) for draw in range(draws if n else 1)] for n in counts}
@@ -181,7 +181,7 @@ def measure(
     }
 
 
-def _check(language: Language, task: Task, shown: Sequence[Labelled]) -> None:
+def _check(language: Language, task: FewShotTask, shown: Sequence[Labelled]) -> None:
     """InputError if the longest item does not fit behind these shots, or labels cannot be told apart."""
     longest = max((item.text for item in task.items), key=lambda text: len(language.tokenizer.encode(text)))
     question = ask(language, task.prompt(shown, longest), task.labels)
@@ -195,7 +195,9 @@ def _check(language: Language, task: Task, shown: Sequence[Labelled]) -> None:
         )
 
 
-def _examine(language: Language, task: Task, shown: Sequence[Labelled], tick: Callable[[], None]) -> dict[str, float]:
+def _examine(
+    language: Language, task: FewShotTask, shown: Sequence[Labelled], tick: Callable[[], None]
+) -> dict[str, float]:
     """The share of items that are right behind these shots, for each of `CURVES`."""
     texts = [*(item.text for item in task.items), *EMPTY]
     rows = []
@@ -256,7 +258,7 @@ def calibrate(scores: Floats, empty: Floats) -> Floats:
     return scores - np.log(shares.mean(axis=0))
 
 
-def _right_of_words(known: Sequence[Labelled], task: Task) -> float:
+def _right_of_words(known: Sequence[Labelled], task: FewShotTask) -> float:
     """What the baseline gets right: words, pairs of words and signs; of one label alone it can but say that one."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression

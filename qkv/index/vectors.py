@@ -86,7 +86,7 @@ class VectorStore:
         self._rows |= {data[i * KEY : (i + 1) * KEY]: known + i for i in range(added)}
 
 
-class Kept:
+class VectorCache:
     """The store of a model, as far as there can be one: where it is broken or cannot be written, `warnings` says so
     and nothing is kept."""
 

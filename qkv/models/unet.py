@@ -129,7 +129,7 @@ class PixelTransformer(nn.Module):
         return x + to_pixels(self.leave(self.stack(tokens, memory)), like=x)
 
 
-class Level(nn.Module):
+class UNetLevel(nn.Module):
     """One resolution: residual blocks, each followed by a transformer where there is attention, then resampling."""
 
     def __init__(self, residuals: list[Residual], transformers: list[PixelTransformer], resample: nn.Module | None):
@@ -148,7 +148,7 @@ class Level(nn.Module):
         return self.transformers[i](x, memory[i]) if i < len(self.transformers) else x
 
 
-class Down(Level):
+class Down(UNetLevel):
     def forward(self, x: Tensor, time: Tensor, memory: list[Sequence[Memory]]) -> list[Tensor]:
         """Every layer's output, for the way up; the last one goes on."""
         outputs = []
@@ -158,12 +158,12 @@ class Down(Level):
         return outputs if self.resample is None else [*outputs, self.resample(x)]
 
 
-class Middle(Level):
+class UNetMiddle(UNetLevel):
     def forward(self, x: Tensor, time: Tensor, memory: list[Sequence[Memory]]) -> Tensor:
         return self.layer(1, self.layer(0, x, time, memory), time, memory)
 
 
-class Up(Level):
+class Up(UNetLevel):
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, memory: list[Sequence[Memory]]) -> Tensor:
         """Takes its skips off the end of the list."""
         for i in range(len(self.residuals)):
@@ -191,7 +191,7 @@ class UNet(nn.Module):
             skips += [dim] * (c.layers + (i < last))
 
         middle = [self._residual(dims[-1], dims[-1]) for _ in range(2)]
-        self.middle = Middle(middle, [PixelTransformer(dims[-1], c.heads[-1], c)], None)
+        self.middle = UNetMiddle(middle, [PixelTransformer(dims[-1], c.heads[-1], c)], None)
 
         self.up = nn.ModuleList()
         below = dims[-1]

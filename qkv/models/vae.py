@@ -82,7 +82,7 @@ class PixelAttention(nn.Module):
         return x + to_pixels(self.attention(to_tokens(self.norm(x))), like=x)
 
 
-class Middle(nn.Module):
+class VAEMiddle(nn.Module):
     """Residual, attention, residual: the narrowest place of encoder and decoder."""
 
     def __init__(self, config: VAEConfig) -> None:
@@ -98,7 +98,7 @@ class Middle(nn.Module):
         return self.residuals[1](x)
 
 
-class Level(nn.Module):
+class VAELevel(nn.Module):
     """The residual blocks of one resolution, then the way to the next one (or none at the last)."""
 
     def __init__(self, residuals: list[Residual], resample: nn.Module | None) -> None:
@@ -113,7 +113,7 @@ class Level(nn.Module):
         return x if self.resample is None else self.resample(x)
 
 
-class Encoder(nn.Module):
+class VAEEncoder(nn.Module):
     """(B, 3, Y, X) -> (B, 2L, y, x): mean and log-variance of the latent."""
 
     def __init__(self, config: VAEConfig) -> None:
@@ -124,8 +124,8 @@ class Encoder(nn.Module):
         for i, dim in enumerate(dims):
             before = dims[max(i - 1, 0)]
             residuals = [_residual(before if j == 0 else dim, dim, config) for j in range(config.layers)]
-            self.levels.append(Level(residuals, Downsample(dim, symmetric=False) if i < len(dims) - 1 else None))
-        self.middle = Middle(config)
+            self.levels.append(VAELevel(residuals, Downsample(dim, symmetric=False) if i < len(dims) - 1 else None))
+        self.middle = VAEMiddle(config)
         self.norm = nn.GroupNorm(config.groups, dims[-1], eps=config.norm_eps)
         self.leave = nn.Conv2d(dims[-1], 2 * config.latent_channels, 3, padding=1)
 
@@ -136,19 +136,19 @@ class Encoder(nn.Module):
         return self.leave(F.silu(self.norm(self.middle(x))))
 
 
-class Decoder(nn.Module):
+class VAEDecoder(nn.Module):
     """(B, L, y, x) -> (B, 3, Y, X)."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         dims = config.dims[::-1]
         self.enter = nn.Conv2d(config.latent_channels, dims[0], 3, padding=1)
-        self.middle = Middle(config)
+        self.middle = VAEMiddle(config)
         self.levels = nn.ModuleList()
         for i, dim in enumerate(dims):
             before = dims[max(i - 1, 0)]
             residuals = [_residual(before if j == 0 else dim, dim, config) for j in range(config.layers + 1)]
-            self.levels.append(Level(residuals, Upsample(dim) if i < len(dims) - 1 else None))
+            self.levels.append(VAELevel(residuals, Upsample(dim) if i < len(dims) - 1 else None))
         self.norm = nn.GroupNorm(config.groups, dims[-1], eps=config.norm_eps)
         self.leave = nn.Conv2d(dims[-1], config.channels, 3, padding=1)
 
@@ -169,7 +169,7 @@ class VAE(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.encoder, self.decoder = VAEEncoder(config), VAEDecoder(config)
         two, one = 2 * config.latent_channels, config.latent_channels
         self.after_encoder = nn.Conv2d(two, two, 1) if config.latent_convs else nn.Identity()
         self.before_decoder = nn.Conv2d(one, one, 1) if config.latent_convs else nn.Identity()

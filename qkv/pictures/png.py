@@ -17,7 +17,7 @@ _XMP = "XML:com.adobe.xmp"  # which may say how the picture is turned
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
 
-class Chunk(NamedTuple):
+class PngChunk(NamedTuple):
     """`data` is what it holds, `whole` also what is around that; `sound`: the checksum is right."""
 
     kind: bytes
@@ -29,7 +29,7 @@ class Chunk(NamedTuple):
         return zlib.crc32(self.whole[4:-4]) == int.from_bytes(self.whole[-4:])
 
 
-def chunks(data: bytes) -> Iterator[Chunk]:
+def chunks(data: bytes) -> Iterator[PngChunk]:
     """The chunks of a PNG file, those behind its end too, as far as they are whole."""
     view, place = memoryview(data), len(SIGNATURE)
     for _ in range(MAX_CHUNKS):
@@ -39,7 +39,7 @@ def chunks(data: bytes) -> Iterator[Chunk]:
         end = place + 12 + length
         if end > len(data):
             return
-        yield Chunk(kind, view[place + 8 : end - 4], view[place:end])
+        yield PngChunk(kind, view[place + 8 : end - 4], view[place:end])
         place = end
 
 
@@ -60,7 +60,7 @@ def has(data: bytes, keywords: Mapping[str, str]) -> str | None:
     return next((keywords[name] for name, _ in map(_keyword, chunks(data)) if name in keywords), None)
 
 
-def _keyword(chunk: Chunk) -> tuple[str, int]:
+def _keyword(chunk: PngChunk) -> tuple[str, int]:
     """The keyword of a text, and where what is behind it starts; "" for any other chunk."""
     if chunk.kind not in _TEXTS:
         return "", 0
@@ -104,7 +104,7 @@ def lean(data: bytes) -> bytes:
     return b"".join([*parts, memoryview(data)[place:]]) if changed else data
 
 
-def _turning(chunk: Chunk) -> bytes:
+def _turning(chunk: PngChunk) -> bytes:
     """An XMP text, unpacked, as a chunk; nothing for another, or a broken one."""
     keyword, start = _keyword(chunk)
     if keyword != _XMP or chunk.kind != b"iTXt" or not chunk.sound:

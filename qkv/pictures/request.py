@@ -155,7 +155,7 @@ def written_in(path: str | Path) -> Again:
         raise InputError(f"{path} was drawn by {tool}, whose settings are not read; give its prompt yourself")
     if parameters is None:
         raise InputError(f"{path} does not say how it was drawn; it has neither a `qkv` nor a `parameters` text")
-    return _foreign(parameters, path)
+    return _from_web_ui(parameters, path)
 
 
 def _pixels(text: str) -> tuple[int, int]:
@@ -175,7 +175,7 @@ _READ: dict[str, tuple[str, Callable[[str], Any]]] = {  # the web UI's field: ou
 _TELLING_NOTHING = {"Model hash": None, "Version": None, "Clip skip": "1", "RNG": "CPU"}
 
 
-def _foreign(parameters: Parameters, path: str | Path) -> Again:
+def _from_web_ui(parameters: Parameters, path: str | Path) -> Again:
     asked: dict[str, Any] = {"prompts": (parameters.prompt,), "negatives": (parameters.negative,)}
     rest = dict(parameters.fields)
     sampler, schedule = rest.pop("Sampler", ""), rest.pop("Schedule type", "")

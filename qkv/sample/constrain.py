@@ -38,7 +38,7 @@ _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 Mask = npt.NDArray[np.bool_]
 
 
-class Tokenizer(Protocol):
+class TokenizerLike(Protocol):
     """What is needed of a tokenizer."""
 
     vocab: int
@@ -54,7 +54,7 @@ class Lexicon:
     `width` is the length of the logits, which may be padded; `ends` are the tokens that end a text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, width: int, ends: Iterable[int]) -> None:
+    def __init__(self, tokenizer: TokenizerLike, width: int, ends: Iterable[int]) -> None:
         self.width, self.ends = width, sorted(ends)
         self._tokenizer = tokenizer
 

@@ -13,7 +13,7 @@ import numpy as np
 from qkv import device as devices
 from qkv.errors import InputError, shorten
 from qkv.index.passages import Passage, Skipped, read_passages
-from qkv.index.vectors import Kept, key_of
+from qkv.index.vectors import VectorCache, key_of
 from qkv.tasks.embed import Embedder, Vectors, load_embedder
 
 CHUNK = 512  # passages whose vectors are kept at once: what an interruption costs at most
@@ -105,7 +105,7 @@ class _Index:
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
         self.computed = self.cut = 0
-        self.kept = Kept(embedder.name, embedder.stamp, embedder.dim)
+        self.kept = VectorCache(embedder.name, embedder.stamp, embedder.dim)
         self.vectors = np.empty((0, embedder.dim), np.float32)
 
     def fill(self, texts: Sequence[str]) -> Iterator[Progress]:

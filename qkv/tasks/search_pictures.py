@@ -21,7 +21,7 @@ from qkv import device as devices
 from qkv.atomic import replacing
 from qkv.errors import InputError, shorten
 from qkv.index.passages import Skipped
-from qkv.index.vectors import Kept, Vectors, key_of
+from qkv.index.vectors import VectorCache, Vectors, key_of
 from qkv.pictures.files import (
     SHEET,
     Opened,
@@ -151,7 +151,7 @@ class _Index:
         self.files: list[Path] = []
         self.skipped: list[Skipped] = []
         self.computed = self.animated = 0
-        self.kept = Kept(embedder.name, embedder.stamp, embedder.dim)
+        self.kept = VectorCache(embedder.name, embedder.stamp, embedder.dim)
         self.vectors = np.empty((0, embedder.dim), np.float32)
 
     def fill(self, files: Sequence[Path]) -> Iterator[Progress]:

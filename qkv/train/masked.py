@@ -21,7 +21,7 @@ from torch import Tensor
 from qkv.errors import ConfigError, InputError
 from qkv.models.bert import BertConfig, MaskedBert
 from qkv.text.bert import BertTokenizer, learn_wordpiece
-from qkv.train.language import read_texts
+from qkv.train.language_model import read_texts
 from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.recipes import Context
 from qkv.weights.bert import save_bert
@@ -61,7 +61,7 @@ class Masked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Windows:
+class MaskedWindows:
     """Windows of `context` tokens, both ends among them, from places of `ids`, masked."""
 
     ids: Ids
@@ -113,8 +113,8 @@ def train(recipe: Recipe, context: Context) -> Result[MaskedBert]:
     torch.manual_seed(recipe.fit.seed)
     model = MaskedBert(recipe.model).to(context.device)
 
-    def windows(ids: Ids) -> Windows:
-        return Windows(ids, tokenizer, recipe.model.context, recipe.batch, recipe.share, recipe.fit.seed)
+    def windows(ids: Ids) -> MaskedWindows:
+        return MaskedWindows(ids, tokenizer, recipe.model.context, recipe.batch, recipe.share, recipe.fit.seed)
 
     def validate(model: MaskedBert, step: int) -> dict[str, float]:
         return measure(model, windows(unseen))
@@ -149,7 +149,7 @@ def filling(model: MaskedBert, batch: Masked, generator: torch.Generator) -> Los
 
 
 @torch.no_grad()
-def measure(model: MaskedBert, windows: Windows) -> dict[str, float]:
+def measure(model: MaskedBert, windows: MaskedWindows) -> dict[str, float]:
     """Loss and share of right guesses over the whole text once, under masks that are the same every time."""
     device, rng = model.bias.device, np.random.default_rng(0)
     width = windows.context - 2

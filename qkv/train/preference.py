@@ -44,7 +44,7 @@ class Recipe:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be above 0")
 
 
-class Pair(NamedTuple):
+class Preference(NamedTuple):
     """Two answers to one prompt."""
 
     chosen: Example
@@ -62,11 +62,11 @@ class Pairs(NamedTuple):
 class Batches:
     """The `Pairs` of a step."""
 
-    pairs: list[Pair]
+    pairs: list[Preference]
     order: Order
 
     @classmethod
-    def of(cls, pairs: list[Pair], batch: int, seed: int) -> "Batches":
+    def of(cls, pairs: list[Preference], batch: int, seed: int) -> "Batches":
         lengths = [max(len(pair.chosen.ids), len(pair.rejected.ids)) for pair in pairs]
         return cls(pairs, Order(lengths, batch, seed))
 
@@ -74,22 +74,22 @@ class Batches:
         return side_by_side([self.pairs[row] for row in self.order.at(step)])
 
 
-def side_by_side(pairs: list[Pair]) -> Pairs:
+def side_by_side(pairs: list[Preference]) -> Pairs:
     return Pairs(rows([pair.chosen for pair in pairs]), rows([pair.rejected for pair in pairs]))
 
 
-def read_pairs(path: Path, speaker: Speaker) -> list[Pair]:
+def read_pairs(path: Path, speaker: Speaker) -> list[Preference]:
     """InputError that names the file and the line."""
 
-    def read(value: Mapping[str, Any]) -> Pair:
+    def read(value: Mapping[str, Any]) -> Preference:
         prompt = messages(value.get("prompt"), "prompt")
         found = []
-        for key in Pair._fields:
+        for key in Preference._fields:
             answer = messages(value.get(key), key)
             if [message.role for message in answer] != ["assistant"]:
                 raise InputError(f"{key} must hold one message, of the role 'assistant'")
             found.append(_last_answer(speaker, speaker.example([*prompt, *answer])))
-        return Pair(*found)
+        return Preference(*found)
 
     return json_lines(path, read)
 

@@ -23,7 +23,7 @@ from qkv.train.loop import Batch, FitConfig, Loss, Model, Result, fit
 TASKS = {
     "chat": "qkv.train.finetune",
     "classify": "qkv.train.classify",
-    "language": "qkv.train.language",
+    "language": "qkv.train.language_model",
     "masked": "qkv.train.masked",
     "preference": "qkv.train.preference",
     "translation": "qkv.train.translation",

@@ -57,12 +57,12 @@ def read_code(language: Language, text: str, kind: str | None, *, limit: int | N
     return [*kept, *ids[len(kept) - limit :]], len(ids) - limit
 
 
-def cutters(text: str) -> list["Block | Stops"]:
+def cutters(text: str) -> list["BlockEnd | Stops"]:
     """What ends code that goes on from `text`: the end of its block, or of the fence."""
-    return [Block(text), Stops([CLOSING])]
+    return [BlockEnd(text), Stops([CLOSING])]
 
 
-class Block:
+class BlockEnd:
     """Cuts a stream of code where the block at the end of `before` is over (as `Stops` does at a stop string)."""
 
     def __init__(self, before: str) -> None:

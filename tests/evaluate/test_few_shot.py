@@ -75,7 +75,7 @@ def test_seeds_reproduce(scripted: Make, data: Path, tmp_path: Path) -> None:
 def test_the_shots_of_a_draw_are_read_once(scripted: Make, data: Path, tmp_path: Path) -> None:
     language = scripted({})
     few_shot.run(language, tmp_path / "a.png", data=data, shots=(6,), draws=1, items=20, progress=False)
-    shown = len(language.read(few_shot.Task("Text", [], {}).prompt(ROWS[:6], "")))
+    shown = len(language.read(few_shot.FewShotTask("Text", [], {}).prompt(ROWS[:6], "")))
     assert shown > 100
     assert language.engine.stats.reused > 0.9 * 20 * shown
 

@@ -16,7 +16,7 @@ from lab.judge.files import save_judge
 from lab.judge.network import Judge, JudgeConfig, ranks
 from lab.judge.training import picture_features
 from lab.measure import drawings as emblem
-from lab.measure.drawings import LANGUAGES, YELLOW, Court, pick, table, yellow_cut
+from lab.measure.drawings import LANGUAGES, YELLOW, JudgedData, pick, table, yellow_cut
 from qkv.errors import InputError, NotFoundError
 from qkv.models.clip import TextConfig
 from qkv.text.tokenizer import Tokenizer, train_tokenizer
@@ -124,25 +124,25 @@ def test_both_held_out_splits_must_be_judged_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trust = {"heldout_cell": emblem.Score(cells, 0.01), "heldout_tone": emblem.Score(tones, 0.01)}
-    monkeypatch.setattr(Court, "trust", lambda self, split: trust[split])
+    monkeypatch.setattr(JudgedData, "trust", lambda self, split: trust[split])
     result = emblem.run(folder=tmp_path, samples=10, draw=Recall(world), judge=judge_folder, progress=False)
     assert result["void"] is void
     assert table(result).startswith("VOID") is void
 
 
 def test_a_random_judge_scores_chance(world: EmblemData, random_judge: tuple[Judge, Tokenizer]) -> None:
-    court = Court(*random_judge, world)
+    judged = JudgedData(*random_judge, world)
     items = world.items[::3]
-    features = picture_features(court.judge, court.real(items))
-    found = ranks(court.judge, court.tokenizer, features, [court.candidates.of(item) for item in items]).double()
+    features = picture_features(judged.judge, judged.real(items))
+    found = ranks(judged.judge, judged.tokenizer, features, [judged.candidates.of(item) for item in items]).double()
     assert float((found == 0).double().mean()) < 0.05
     assert float(found.mean()) == pytest.approx(49.5, abs=8)
 
 
 def test_the_judge_looks_at_every_held_out_picture(world: EmblemData, random_judge: tuple[Judge, Tokenizer]) -> None:
-    court = Court(*random_judge, world)
-    noise = court.trust("heldout_cell").noise
-    value = court.trust("heldout_cell").value
+    judged = JudgedData(*random_judge, world)
+    noise = judged.trust("heldout_cell").noise
+    value = judged.trust("heldout_cell").value
     count = sum(item.split == "heldout_cell" for item in world.items)
     assert noise == pytest.approx((value * (1 - value) / count) ** 0.5)
 
@@ -160,12 +160,12 @@ def test_prompts_are_picked_once_for_all(world: EmblemData) -> None:
 
 
 def test_the_baseline_copies_from_training_alone(world: EmblemData, random_judge: tuple[Judge, Tokenizer]) -> None:
-    court = Court(*random_judge, world)
-    held_out = court.items("heldout_cell")
-    copied = court.nearest(held_out, "en")
+    judged = JudgedData(*random_judge, world)
+    held_out = judged.items("heldout_cell")
+    copied = judged.nearest(held_out, "en")
     assert {item.split for item in copied} == {"train"}
     assert sum(a.base == b.base for a, b in zip(held_out, copied)) > 0.9 * len(copied)
-    german = court.nearest(held_out, "de")
+    german = judged.nearest(held_out, "de")
     assert sum(a.base == b.base for a, b in zip(held_out, german)) > 0.9 * len(german)
 
 

@@ -17,7 +17,7 @@ from qkv.tasks.complete import CompleteRequest, acomplete, acompleting, complete
 from qkv.writing.loop import Completion, Piece
 from qkv.writing.options import Asked, Options
 from qkv.writing.shots import Shot, after, read_shots
-from qkv.writing.source import Block, reads_as
+from qkv.writing.source import BlockEnd, reads_as
 
 GREETING = "hé 狗 👩🏽‍🚀!"
 
@@ -341,7 +341,7 @@ def test_a_long_file_is_cut_on_the_left_and_says_so(scripted) -> None:
 )
 def test_the_end_of_a_block(before: str, written: str, kept: str) -> None:
     for size in (1, 3, 100):
-        block = Block(before)
+        block = BlockEnd(before)
         pieces = [block.push(written[i : i + size]) for i in range(0, len(written), size)]
         assert "".join(pieces) + ("" if block.hit else block.finish()) == kept
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from qkv.errors import ConfigError, InputError
-from qkv.evaluate.language import answer, exact, perplexity
+from qkv.evaluate.loss import answer, exact, perplexity
 from qkv.models.decoder import Decoder
 from qkv.text.chat import ChatTemplate, Message
 from qkv.train import curve

@@ -12,7 +12,7 @@ from qkv.models.bert import BertConfig, MaskedBert
 from qkv.tasks.fill import fill
 from qkv.text.bert import learn_wordpiece
 from qkv.train.loop import FitConfig
-from qkv.train.masked import IGNORED, Masked, Recipe, Windows, encode, filling, mask, measure, train
+from qkv.train.masked import IGNORED, Masked, MaskedWindows, Recipe, encode, filling, mask, measure, train
 from qkv.train.optim import OptimConfig
 from qkv.train.recipes import Context
 
@@ -36,7 +36,7 @@ def test_the_shares_of_the_paper(tokenizer):
 
 def test_windows_are_a_function_of_the_step(tokenizer):
     ids = encode(tokenizer, TEXT.splitlines())
-    windows = Windows(ids, tokenizer, 16, 8, 0.15, seed=3)
+    windows = MaskedWindows(ids, tokenizer, 16, 8, 0.15, seed=3)
     first, again, other = windows(0), windows(0), windows(1)
     assert all(a.equal(b) for a, b in zip(first, again))
     assert not first.ids.equal(other.ids)
@@ -65,7 +65,7 @@ def test_only_what_is_asked_for_counts():
 
 def test_measured_under_the_same_masks(tokenizer):
     model = MaskedBert(BertConfig(**SHAPE)).eval()
-    windows = Windows(encode(tokenizer, TEXT.splitlines()), tokenizer, 16, 8, 0.15, seed=3)
+    windows = MaskedWindows(encode(tokenizer, TEXT.splitlines()), tokenizer, 16, 8, 0.15, seed=3)
     assert measure(model, windows) == measure(model, windows)
     assert measure(model, windows)["validation"] == pytest.approx(np.log(20), rel=0.1)
 

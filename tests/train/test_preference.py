@@ -13,7 +13,7 @@ from qkv.text.chat import Message
 from qkv.train import curve
 from qkv.train.conversations import Example, Speaker
 from qkv.train.lora import LoraConfig, add_lora, base_only, lora_layers
-from qkv.train.preference import Pair, log_likelihood, preferring, read_pairs, side_by_side
+from qkv.train.preference import Preference, log_likelihood, preferring, read_pairs, side_by_side
 from qkv.train.recipes import run
 
 RECIPE = """
@@ -42,8 +42,8 @@ def no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curve, "plot", lambda metrics, picture: None)
 
 
-def pair(speaker: Speaker, chosen: str, rejected: str, prompt: tuple[Message, ...] = (FIRST,)) -> Pair:
-    return Pair(*(speaker.example([*prompt, Message("assistant", answer)]) for answer in (chosen, rejected)))
+def pair(speaker: Speaker, chosen: str, rejected: str, prompt: tuple[Message, ...] = (FIRST,)) -> Preference:
+    return Preference(*(speaker.example([*prompt, Message("assistant", answer)]) for answer in (chosen, rejected)))
 
 
 def line(question: str, chosen: str, rejected: str) -> str:

@@ -18,7 +18,7 @@ from qkv.text.language import LanguageTokenizer
 from qkv.text.learn import learn_bpe
 from qkv.train import curve
 from qkv.train.checkpoint import load
-from qkv.train.language import (
+from qkv.train.language_model import (
     Windows,
     encode,
     encode_all,

@@ -8,8 +8,8 @@ import torch
 
 from qkv.engine.torch_runner import TorchRunner
 from qkv.errors import InputError
-from qkv.evaluate.language import ROWS, mean_loss_on
-from qkv.train.language import mean_loss
+from qkv.evaluate.loss import ROWS, mean_loss_on
+from qkv.train.language_model import mean_loss
 from qkv.weights.decoder import load_decoder
 from qkv.weights.folder import Folder
 

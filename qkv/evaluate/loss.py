@@ -13,7 +13,7 @@ from qkv.sample.tokens import log_softmax
 from qkv.text.chat import Message
 from qkv.text.language import LanguageTokenizer
 from qkv.train.conversations import Speaker
-from qkv.train.language import encode, mean_loss
+from qkv.train.language_model import encode, mean_loss
 
 ROWS = 128  # whose logits are in memory at once
 
