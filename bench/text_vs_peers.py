@@ -50,7 +50,7 @@ language = load_language(MODEL, threads=THREADS)
 def write(ids, tokens, guess=False):
     times, found = [], []
     began = time.perf_counter()
-    for event in language.engine.submit(Request(prompt=ids, max_tokens=tokens, guess=guess)):
+    for event in language.submit(Request(prompt=ids, max_tokens=tokens, guess=guess)):
         times.append(time.perf_counter() - began)
         found.append(event.id)
     return times, found

@@ -215,7 +215,7 @@ def start_search(name: str, folder: str, data: str, part: str, count: int, threa
     import torch
 
     from qkv.data.parallel import read_pairs
-    from qkv.tasks.translate import encode, load_ready
+    from qkv.loaded.translator import encode, load_ready
 
     torch.set_num_threads(threads)
     ready = load_ready(folder, dtype="float32", device="cpu")

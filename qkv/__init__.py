@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from qkv.fetch.pull import pull
     from qkv.loaded.drawer import load
     from qkv.loaded.language import Language, load_language
+    from qkv.loaded.models import Loaded, loaded, unload
+    from qkv.loaded.where import Where
     from qkv.pictures.picture import Picture, Settings
     from qkv.pictures.request import Request
     from qkv.registry import listing
@@ -51,6 +53,8 @@ _HOMES = {
     "fetch.pull": "pull",
     "loaded.drawer": "load",
     "loaded.language": "Language load_language",
+    "loaded.models": "Loaded loaded unload",
+    "loaded.where": "Where",
     "pictures.picture": "Picture Settings",
     "pictures.request": "Request",
     "registry": "listing",
@@ -80,6 +84,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("qkv")
+    if name == "loaded":
+        return import_module("qkv.loaded")  # the room has the function's name, and does what it does
     if name not in _HOME_OF:
         raise AttributeError(f"module 'qkv' has no attribute {name!r}")
     value = getattr(import_module(_HOME_OF[name]), name)

@@ -1,7 +1,13 @@
 """Where tensors live, in which precision, and on how many threads: the words of `--device`, `--dtype`, `--threads`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import ctypes
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -10,6 +16,7 @@ from qkv.errors import InputError, unknown
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_THREADS = 1024
+T = TypeVar("T")
 
 
 def find_device(name: str) -> torch.device:
@@ -18,7 +25,10 @@ def find_device(name: str) -> torch.device:
         raise InputError(unknown("device", name, DEVICES))
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda: PyTorch finds no GPU here; use cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    forked = torch.cuda._is_in_bad_fork()  # CUDA does not come along
+    if name == "cuda" and forked:
+        raise InputError("device cuda: this process was forked from one that used the GPU; spawn it, or use cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() and not forked else "cpu")
 
 
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -39,16 +49,53 @@ def _natural(device: torch.device) -> torch.dtype:
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """PyTorch computes on `count` threads within (None: as it is set). They belong to the process, not to a caller."""
+    """PyTorch computes on `count` threads within (None: as it is set), for the calling thread of this program alone.
+
+    A generator must not yield within: its caller would compute on as many. `on_threads` is for those.
+    """
     if count is None:
         yield
         return
+    check_threads(count)
     before = torch.get_num_threads()
-    torch.set_num_threads(check_threads(count))
+    _set_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        _set_threads(before)
+
+
+def on_threads(count: int | None, events: Iterator[T]) -> Iterator[T]:
+    """The events of a generator, each made on `count` threads; between them the caller has his own number."""
+    while True:
+        with threads(count):
+            try:
+                event = next(events)
+            except StopIteration:
+                return
+        yield event
+
+
+_setting = threading.Lock()
+
+
+def _set_threads(count: int) -> None:
+    """PyTorch sets what the calling thread computes on, and what threads begin with that have not computed yet. The
+    second belongs to the process and is put back."""
+    with _setting:
+        if torch.get_num_threads() != count:
+            new = _elsewhere(torch.get_num_threads)
+            torch.set_num_threads(count)
+            _elsewhere(lambda: torch.set_num_threads(new))
+
+
+def _elsewhere(run: Callable[[], T]) -> T:
+    """What `run` gives in a new thread."""
+    found: list[T] = []
+    thread = threading.Thread(target=lambda: found.append(run()))
+    thread.start()
+    thread.join()
+    return found[0]
 
 
 def check_threads(count: int) -> int:
@@ -56,3 +103,29 @@ def check_threads(count: int) -> int:
     if not 1 <= count <= MAX_THREADS:
         raise InputError(f"threads={count} is not in 1..{MAX_THREADS}")
     return count
+
+
+def _rest() -> None:
+    """Before a fork, the workers that compute for the forking thread are sent home: they are not copied into the child,
+    whose first product would wait for them for ever. They come again with the next product. (OpenMP 5, section 3.3.3;
+    GNU's library is the one that does not see to it itself.)"""
+    try:
+        mapped = Path("/proc/self/maps").read_text().split()
+    except OSError:
+        return
+    for library in {path for path in mapped if re.search(r"/libgomp[^/]*\.so", path)}:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(library).omp_pause_resource_all(_SOFT)
+
+
+_SOFT = 1  # of omp.h: settings stay
+
+
+def _renew() -> None:
+    """In the child: another thread may have held the lock."""
+    global _setting
+    _setting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_rest, after_in_child=_renew)

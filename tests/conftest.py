@@ -175,7 +175,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Language]:
         runner = ScriptRunner(script, known, context)
         parts = {"load_template": lambda: ChatTemplate(TEMPLATE)} | parts
         language = Language(name="paper", tokenizer=known, engine=Engine(runner), **parts)
-        monkeypatch.setattr("qkv.writing.options.load_language", lambda *given, **options: language)
+        for home in ("tasks.chat", "tasks.code", "tasks.complete", "loaded.language"):
+            monkeypatch.setattr(f"qkv.{home}.load_language", lambda *given, **where: language)
         return language
 
     return make

@@ -28,13 +28,7 @@ def eval_few_shot(
     from qkv.evaluate import few_shot
     from qkv.loaded.language import load_language
 
-    language = load_language(
-        model,
-        device=shared.device or "auto",
-        dtype=shared.dtype or "auto",
-        threads=shared.threads,
-        offline=shared.offline,
-    )
+    language = load_language(model, **vars(shared.where), offline=shared.offline)
     warn(language.warnings)
     result = few_shot.run(
         language,

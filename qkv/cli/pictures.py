@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +15,7 @@ from qkv.errors import InputError, NotFoundError, OutputError, shorten
 from qkv.progress import Bar
 
 if TYPE_CHECKING:
+    from qkv.loaded.where import Where
     from qkv.pictures.picture import Picture, Settings
     from qkv.tasks.draw import Progress
 
@@ -46,7 +47,6 @@ def draw(
     place = Place(out)
     from qkv.atomic import replacing
     from qkv.config import as_dict
-    from qkv.device import threads
     from qkv.pictures.request import Request, written_in
     from qkv.tasks.draw import drawing
 
@@ -54,7 +54,6 @@ def draw(
     given = {
         "prompts": None if prompt is None else (prompt,),
         "negatives": None if negative is None else (negative,),
-        "model": model,
         "count": count,
         "seeds": tuple(seed) if seed else None,
         "steps": steps,
@@ -62,33 +61,41 @@ def draw(
         "sampler": sampler,
         "size": None if size is None else _size(size),
         "eta": eta,
-        "device": shared.device,
-        "dtype": shared.dtype,
         "attention": show_attention,
     }
     if before and model is None:
         _find(before.model, replay)
     request = Request(**asked | {name: value for name, value in given.items() if value is not None})
+    events = drawing(request, model or (before.model if before else "emblem"), _where(shared, before))
     said: set[str] = set()
-    with threads(before.threads if before and shared.threads is None else shared.threads):
-        for number, picture in enumerate(_shown(drawing(request))):
-            warnings = [*lost, *picture.warnings]
-            if before:
-                warnings += changed(before, picture.settings, replay)
-            for warning in dict.fromkeys(warnings):
-                if warning not in said:
-                    print(f"qkv: warning: {warning}", file=sys.stderr)
-            said.update(warnings)
-            path = picture.save(place.of(picture, number, request.pictures))
-            result = {"path": str(path)} | as_dict(picture.settings) | {"warnings": warnings}
-            text = str(path)
-            if picture.attention:
-                sheet = path.with_suffix(SHEET)
-                with replacing(sheet) as file:
-                    picture.attention.save(file, format="PNG")
-                result["attention"] = str(sheet)
-                text += f"\n{sheet}"
-            shared.say(text, result | {"seconds": round(picture.seconds, 3)})
+    for number, picture in enumerate(_shown(events)):
+        warnings = [*lost, *picture.warnings]
+        if before:
+            warnings += changed(before, picture.settings, replay)
+        for warning in dict.fromkeys(warnings):
+            if warning not in said:
+                print(f"qkv: warning: {warning}", file=sys.stderr)
+        said.update(warnings)
+        path = place.write(place.of(picture, number, request.pictures), picture.save)
+        result = {"path": str(path)} | as_dict(picture.settings) | {"warnings": warnings}
+        text = str(path)
+        if picture.attention:
+            sheet = path.with_suffix(SHEET)
+            with replacing(sheet) as file:
+                picture.attention.save(file, format="PNG")
+            result["attention"] = str(sheet)
+            text += f"\n{sheet}"
+        shared.say(text, result | {"seconds": round(picture.seconds, 3)})
+
+
+def _where(shared: Shared, before: "Settings | None") -> "Where":
+    """What the options say, else what a picture that is drawn again says."""
+    from qkv.loaded.where import Where
+
+    if before is None:
+        return shared.where
+    threads = before.threads if shared.threads is None else shared.threads
+    return Where(device=shared.device or before.device, dtype=shared.dtype or before.dtype, threads=threads)
 
 
 def _find(model: str, replay: Path | None) -> None:
@@ -105,7 +112,9 @@ def _find(model: str, replay: Path | None) -> None:
 def changed(before: "Settings", now: "Settings", replay: Path | None) -> list[str]:
     """Why the picture drawn again may differ, its options aside."""
     found = []
-    if before.fingerprint != now.fingerprint:
+    if len(before.fingerprint) != len(now.fingerprint):  # older ones were not of all that a model's files hold
+        found.append(f"model-unknown: {replay} does not say enough to tell whether {now.model} drew it")
+    elif before.fingerprint != now.fingerprint:
         found.append(f"model-changed: {now.model} is not the model that drew {replay}")
     if before.versions != now.versions:
         was = " and ".join(map(" ".join, before.versions.items()))
@@ -131,15 +140,25 @@ class Place:
             reason = "it is not writable" if self.folder.is_dir() else "there is no such folder"
             raise OutputError(f"cannot write into the folder {self.folder}: {reason}; give another with -o")
 
+    def write(self, path: Path, save: Callable[[Path], object]) -> Path:
+        """Writes a file that `of` or `named` gave; if that fails, nothing stays at a name that we chose."""
+        try:
+            save(path)
+        except BaseException:
+            if self.file is None:
+                path.unlink(missing_ok=True)
+            raise
+        return path
+
     def of(self, picture: "Picture", number: int, pictures: int) -> Path:
-        """The file for picture `number`. A name that we choose is never one that is taken."""
+        """The file for picture `number`. A name that we choose is a new file's, empty up to now, and nobody else's."""
         if self.file is None:
             return self.named(f"{slug(picture.prompt)}-{picture.seed}.png")
         return self.file if pictures == 1 else self.file.with_stem(f"{self.file.stem}-{number + 1}")
 
     def named(self, name: str) -> Path:
         """The file of a single result that we would call `name`."""
-        return self.file or _free(self.folder / name)
+        return self.file or _claim(self.folder / name)
 
 
 def slug(text: str) -> str:
@@ -147,9 +166,22 @@ def slug(text: str) -> str:
     return re.sub(r"[\W_]+", "-", text.lower())[:50].strip("-") or "picture"
 
 
-def _free(path: Path) -> Path:
-    candidates = itertools.chain([path], (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(1)))
-    return next(path for path in candidates if not any(map(os.path.lexists, (path, path.with_suffix(SHEET)))))
+def _claim(path: Path) -> Path:
+    """A new, empty file of that name, or with a number behind it: made, not looked for, since others may look too.
+
+    Raises OutputError.
+    """
+    for candidate in itertools.chain([path], (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(1))):
+        if os.path.lexists(candidate.with_suffix(SHEET)):
+            continue
+        try:
+            candidate.open("xb").close()
+            return candidate
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OutputError(f"cannot write {candidate}: {error.strerror or error}") from error
+    raise AssertionError("numbers do not end")
 
 
 def _size(text: str) -> tuple[int, int]:

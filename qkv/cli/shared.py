@@ -8,12 +8,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qkv.errors import InputError, shorten
 from qkv.textfiles import NotTextError, read_stream
+
+if TYPE_CHECKING:
+    from qkv.loaded.where import Where
 
 Plain = dict[str, Any]  # values that JSON knows
 INTERRUPTED = 130  # the exit code after Ctrl-C
@@ -31,6 +34,13 @@ class Shared:
     threads: Annotated[int | None, typer.Option(help="How many processor threads to compute on.")] = None
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False
     json: Annotated[bool, typer.Option("--json", help="Print results as JSON, an object a line.")] = False
+
+    @property
+    def where(self) -> "Where":
+        """Where to compute."""
+        from qkv.loaded.where import Where
+
+        return Where(device=self.device or "auto", dtype=self.dtype or "auto", threads=self.threads)
 
     def say(self, text: str, values: Plain, *, end: str = "\n") -> None:
         """Prints a result: `text` for people, followed by `end`, `values` for programs."""

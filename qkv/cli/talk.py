@@ -22,13 +22,15 @@ HELP = """/reset       forget what was said
 /exit        end; so does Ctrl-D, and Ctrl-C stops an answer"""
 
 
-def talk(shared: Shared, options: "Options", system: str | None) -> None:
+def talk(shared: Shared, options: "Options", model: str | None, system: str | None) -> None:
     """Until the user has enough."""
+    from qkv.loaded.language import load_language
     from qkv.tasks.chat import Conversation
 
     with suppress(ImportError):  # some systems have none
         import readline  # noqa: F401  arrow keys and history for input()
-    conversation = Conversation(options.load(), options, system=system)
+    language = load_language(model, **vars(shared.where), offline=shared.offline)
+    conversation = Conversation(language, options, system=system)
     _note(f"{conversation.language.name}; /help says what else there is")
     while True:
         try:
@@ -43,7 +45,7 @@ def talk(shared: Shared, options: "Options", system: str | None) -> None:
             if line.strip() == "/exit":
                 return
             if line.startswith("/"):
-                conversation = _obey(conversation, line.strip(), system)
+                conversation = _obey(shared, conversation, line.strip(), system)
             elif line.strip():
                 _answer(shared, conversation, line)
         except QkvError as error:
@@ -78,8 +80,9 @@ def _answer(shared: Shared, conversation: "Conversation", line: str) -> None:
         print(flush=True)
 
 
-def _obey(conversation: "Conversation", line: str, system: str | None) -> "Conversation":
+def _obey(shared: Shared, conversation: "Conversation", line: str, system: str | None) -> "Conversation":
     """Does what a line that begins with / says. Raises InputError, OutputError."""
+    from qkv.loaded.language import load_language
     from qkv.tasks.chat import Conversation
 
     command, _, what = line.partition(" ")
@@ -91,8 +94,8 @@ def _obey(conversation: "Conversation", line: str, system: str | None) -> "Conve
     elif command == "/save" and what:
         _save(conversation, Path(what.strip()))
     elif command == "/model" and what:
-        options = dataclasses.replace(conversation.options, model=what.strip())
-        other = Conversation(options.load(), options, system=system)
+        language = load_language(what.strip(), **vars(shared.where), offline=shared.offline)
+        other = Conversation(language, conversation.options, system=system)
         other.messages = conversation.messages
         _note(f"{other.language.name} goes on")
         return other

@@ -1,9 +1,10 @@
 """`qkv chat`, `qkv complete`: text as it comes on stdout, everything else on stderr."""
 
 import dataclasses
+import inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,89 +13,109 @@ import typer
 from qkv.cli.shared import INTERRUPTED, Plain, Shared, piped, verb
 from qkv.errors import InputError, shorten
 from qkv.textfiles import read_text
+from qkv.writing.options import Options
 
 if TYPE_CHECKING:
     from qkv.writing.loop import Completion, Piece
-    from qkv.writing.options import Options
 
 Model = Annotated[str | None, typer.Option(help="A name from `qkv models`, a folder, a .gguf file, or OWNER/NAME.")]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="How many tokens to write at most.")]
-Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token; more is more varied.")]
-TopP = Annotated[float | None, typer.Option("--top-p", help="Only the likeliest tokens with this much probability.")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Only the K likeliest tokens.")]
-Seed = Annotated[int | None, typer.Option(help="The same seed, the same text.")]
-Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")]
-Schema = Annotated[Path | None, typer.Option(help="A file with a JSON schema; the text is JSON that fits it.")]
-Regex = Annotated[str | None, typer.Option(help="The text matches this from end to end.")]
 
-
+# The fields of `Options` that can be asked for at the command line, how it spells some, and what some are there.
+HELP = {
+    "max_tokens": "How many tokens to write at most.",
+    "temperature": "0 takes the likeliest token; more is more varied.",
+    "top_p": "Only the likeliest tokens with this much probability.",
+    "top_k": "Only the K likeliest tokens.",
+    "seed": "The same seed, the same text.",
+    "stop": "End before this text; may be given several times.",
+    "schema": "A file with a JSON schema; the text is JSON that fits it.",
+    "regex": "The text matches this from end to end.",
+    "n": "How many texts.",
+    "best_of": "Write so many, keep the n likeliest.",
+    "beams": "Above 1: search so many texts at once for the likeliest.",
+    "logprobs": "With --json: the K likeliest tokens at each place; with --echo the prompt's too.",
+}
+_SPELLED = {"n": ("-n", "--n")}
+_GIVEN: dict[str, Any] = {"stop": list[str] | None, "schema": Path | None}
 MAX_SCHEMA = 1 << 20  # bytes of a file
 CODE = (".py", ".js", ".rs", ".go", ".c", ".h")  # of writing/source.py
 
 
-@verb
+def writes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`run(shared, options, ...)` as a verb that takes these fields of `Options` behind its own options."""
+
+    def wrap(run: Callable[..., None]) -> Callable[..., None]:
+        shared, _, *own = inspect.signature(run).parameters.values()
+
+        def call(shared: Shared, **values: Any) -> None:
+            asked = {name: values.pop(name) for name in names}
+            run(shared, _options(asked), **values)
+
+        call.__name__, call.__doc__ = run.__name__, run.__doc__
+        call.__signature__ = inspect.Signature([shared, *own, *map(_parameter, names)])  # type: ignore[attr-defined]
+        return verb(call)
+
+    return wrap
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    """A field of `Options` as typer reads it."""
+    field = _FIELDS[name]
+    kind, default = _GIVEN.get(name, field.type), None if name in _GIVEN else field.default
+    option = typer.Option(*_SPELLED.get(name, ()), help=HELP[name])
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=Annotated[kind, option]
+    )
+
+
+def _options(asked: dict[str, Any]) -> Options:
+    stop, schema = asked.pop("stop"), asked.pop("schema")
+    text = None if schema is None else read_text(schema, limit=MAX_SCHEMA)
+    return Options(**asked, stop=tuple(stop or ()), schema=text)
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(Options)}
+_BOTH = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "schema", "regex")
+
+
+@writes(*_BOTH)
 def chat(
     shared: Shared,
+    options: Options,
     prompt: Annotated[str | None, typer.Argument(help="A question; without one, and at a terminal, we talk.")] = None,
     system: Annotated[str | None, typer.Option(help="What the model is told before.")] = None,
     model: Model = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    seed: Seed = None,
-    stop: Stop = None,
-    schema: Schema = None,
-    regex: Regex = None,
 ) -> None:
     """Answer a question, or talk: with a prompt or piped input once, else until /exit."""
-    options = _options(
-        shared, model, max_tokens, temperature, top_p, top_k, seed, stop, schema=_schema(schema), regex=regex
-    )
     if prompt is None and sys.stdin.isatty():
         from qkv.cli.talk import talk
 
-        talk(shared, options, system)
+        talk(shared, options, model, system)
         return
     from qkv.tasks.chat import ChatRequest, as_messages, chatting
 
     messages = as_messages(_piped() if prompt is None else prompt, system)
-    _show(shared, chatting(ChatRequest(messages=messages, options=options)))
+    request = ChatRequest(messages=messages, options=options)
+    _show(shared, chatting(request, model, shared.where, offline=shared.offline))
 
 
-@verb
+@writes(*_BOTH, "n", "best_of", "beams", "logprobs")
 def complete(
     shared: Shared,
+    options: Options,
     text: Annotated[str | None, typer.Argument(help="What to go on from, or a file with it.")] = None,
     at: Annotated[int | None, typer.Option(help="Complete the file's code at the end of this line.")] = None,
     suffix: Annotated[str | None, typer.Option(help="What comes after; the model writes what is between.")] = None,
     shots: Annotated[Path | None, typer.Option(help='Lines of {"input": ..., "output": ...} to show before.')] = None,
     model: Model = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    seed: Seed = None,
-    stop: Stop = None,
-    schema: Schema = None,
-    regex: Regex = None,
-    n: Annotated[int, typer.Option("-n", "--n", help="How many texts.")] = 1,
-    best_of: Annotated[int | None, typer.Option("--best-of", help="Write so many, keep the n likeliest.")] = None,
-    beams: Annotated[int | None, typer.Option(help="Above 1: search so many texts at once for the likeliest.")] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before it.")] = False,
     heal: Annotated[bool, typer.Option("--heal", help="The prompt may end within a word.")] = False,
     code: Annotated[
         bool | None, typer.Option("--code/--no-code", help="The text is code; without either, if it reads as code.")
     ] = None,
-    logprobs: Annotated[
-        int | None,
-        typer.Option(help="With --json: the K likeliest tokens at each place; with --echo the prompt's too."),
-    ] = None,
 ) -> None:
     """Go on from a text, or complete code in a file."""
-    more = {"schema": _schema(schema), "regex": regex, "n": n, "best_of": best_of, "beams": beams, "logprobs": logprobs}
-    options = _options(shared, model, max_tokens, temperature, top_p, top_k, seed, stop, **more)
-    if logprobs is not None and not shared.json:
+    if options.logprobs is not None and not shared.json:
         raise InputError("logprobs are printed as JSON only; add --json")
     asked = {"--suffix": suffix, "--shots": shots, "--echo": echo, "--heal": heal, "--code": code}
     other = [name for name, value in asked.items() if value not in (None, False)]
@@ -104,21 +125,18 @@ def complete(
     if file is not None and (at is not None or (file.suffix in CODE and not other)):
         from qkv.tasks.code import completing_code, in_file
 
-        _show(shared, completing_code(in_file(file, at, options)))
+        request = in_file(file, at, options)
+        _show(shared, completing_code(request, model, shared.where, offline=shared.offline))
         return
     from qkv.tasks.complete import CompleteRequest, completing
     from qkv.writing.shots import read_shots
 
-    request = CompleteRequest(
-        prompt=read_text(file) if file else _piped() if text is None else text,
-        options=options,
-        suffix=suffix,
-        shots=read_shots(shots) if shots else (),
-        echo=echo,
-        heal=heal,
-        code=code,
+    examples = read_shots(shots) if shots else ()
+    given = read_text(file) if file else _piped() if text is None else text
+    wish = CompleteRequest(
+        prompt=given, options=options, suffix=suffix, shots=examples, echo=echo, heal=heal, code=code
     )
-    _show(shared, completing(request))
+    _show(shared, completing(wish, model, shared.where, offline=shared.offline))
 
 
 def _file(text: str | None) -> Path | None:
@@ -134,44 +152,11 @@ def _file(text: str | None) -> Path | None:
     return None
 
 
-def _options(
-    shared: Shared,
-    model: str | None,
-    max_tokens: int | None,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    **more: Any,
-) -> "Options":
-    from qkv.writing.options import Options
-
-    return Options(
-        model=model,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        stop=tuple(stop or ()),
-        device=shared.device or "auto",
-        dtype=shared.dtype or "auto",
-        threads=shared.threads,
-        offline=shared.offline,
-        **more,
-    )
-
-
 def _piped() -> str:
     """What comes in on stdin, without the line end behind it."""
     if sys.stdin.isatty():
         raise InputError("there is no text; say what to go on from: qkv complete 'def factorial(n):'")
     return piped().removesuffix("\n").removesuffix("\r")
-
-
-def _schema(path: Path | None) -> str | None:
-    return None if path is None else read_text(path, limit=MAX_SCHEMA)
 
 
 def _show(shared: Shared, events: "Iterator[Piece | Completion]") -> None:

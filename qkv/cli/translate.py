@@ -132,8 +132,8 @@ def _draw(picture: Path, sentences: tuple[tuple[str, str], ...], **options: Any)
     from PIL import Image
 
     from qkv.atomic import replacing
-    from qkv.tasks.alignment import align, draw_alignment
-    from qkv.tasks.translate import load_ready
+    from qkv.loaded.translator import load_ready
+    from qkv.pictures.alignment import align, draw_alignment
 
     ready = load_ready(**options)
     drawn = [draw_alignment(align(ready, *pair)) for pair in sentences]

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -168,12 +169,12 @@ def _search_texts(shared: Shared, query: str, place: Path, top: int, model: str 
 def _search_pictures(shared: Shared, query: str, place: Path, top: int, model: str | None, output: Path | None) -> None:
     from qkv.tasks.search_pictures import FoundPictures, save_sheet, searching_pictures
 
-    sheet = Place(None if output is None else str(output)).named(f"search-{slug(Path(query).stem)}.png")
+    target = Place(None if output is None else str(output))
     events = searching_pictures(query, place, top=top, model=model, threads=shared.threads, **_where(shared))
     found = _last(events, "looking")
     assert isinstance(found, FoundPictures)
     _tell(found.skipped, found.warnings)
-    save_sheet(found.sheet(), sheet)
+    sheet = target.write(target.named(f"search-{slug(Path(query).stem)}.png"), partial(save_sheet, found.sheet()))
     counts = {"pictures": found.pictures, "computed": found.computed, "skipped": len(found.skipped)}
     shared.say(str(sheet), {"sheet": str(sheet), **counts})
     for hit in found.hits:

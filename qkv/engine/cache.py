@@ -32,6 +32,11 @@ class PageCache:
         self._kept: OrderedDict[int, None] = OrderedDict()  # nobody reads it, its key is known; the oldest first
 
     @property
+    def touched(self) -> int:
+        """Pages that hold something."""
+        return self.pages - len(self._blank)
+
+    @property
     def available(self) -> int:
         """Pages that `take` can still give."""
         return len(self._blank) + len(self._kept)
@@ -72,7 +77,7 @@ class PageCache:
             assert self._readers[page] > 0
             self._readers[page] -= 1
             if self._readers[page] == 0 and self._keys[page] is None:
-                self._blank.append(page)
+                self._blank.appendleft(page)  # memory that was touched already
             elif self._readers[page] == 0:
                 self._kept[page] = None
 

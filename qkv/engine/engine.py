@@ -61,6 +61,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._closed = self._cut = False
         self._process = os.getpid()
+        self._threads: int | None = None  # that the runner uses now
         self._steps = self._tokens = self._rows = 0
         self._recent: deque[tuple[float, int]] = deque(maxlen=64)  # when, and how many tokens had been written
         self._start()
@@ -78,8 +79,14 @@ class Engine:
         """The longest sequence in tokens that the model can read and the pool can hold; the last is never read."""
         return min(self.runner.context, self.runner.pages * self.runner.page + 1)
 
-    def submit(self, request: Request) -> Handle:
-        """Takes the request up and returns at once.
+    @property
+    def bytes(self) -> int:
+        """The memory that the weights take, and the keys and values up to now."""
+        return self.runner.weight_bytes + self._scheduler.cache.touched * self.runner.page_bytes
+
+    def submit(self, request: Request, *, threads: int | None = None) -> Handle:
+        """Takes the request up and returns at once. Its steps run on so many threads (None: as the runner was made);
+        where several answers share a step, on the most that any of them asks for.
 
         Raises InputError if this model or this pool can never serve it, BusyError if too many wait already.
         """
@@ -94,6 +101,8 @@ class Engine:
             )
         channel = Channel()
         answers = [Sequence(request, i, request.sampler(i, self.runner.vocab), channel.put) for i in range(request.n)]
+        for answer in answers:
+            answer.threads = threads
         with self._lock:
             waiting = len(self._inbox) + len(self._scheduler.waiting)
             if self._closed:
@@ -160,6 +169,8 @@ class Engine:
         """Reads what is planned and draws what follows; False if there was nothing to do."""
         self._take_in()
         plan = self._scheduler.plan()
+        if plan:
+            self._employ(max(sequence.threads or 0 for sequence, _ in plan) or None)
         found = self._read([chunk for _, chunk in plan])
         for (sequence, chunk), logits in zip(plan, found):
             try:
@@ -171,6 +182,11 @@ class Engine:
         self._steps += 1
         self._recent.append((time.monotonic(), self._tokens))
         return bool(plan)
+
+    def _employ(self, threads: int | None) -> None:
+        if threads != self._threads:
+            self.runner.use(threads)
+            self._threads = threads
 
     def _take_in(self) -> None:
         """New requests come in, cancelled ones go out."""

@@ -49,9 +49,7 @@ class NativeRunner:
         memory: int | None = None,
         threads: int | None = None,
     ) -> None:
-        threads = min(_processors(), MAX_THREADS) if threads is None else threads
-        if not 0 < threads <= MAX_THREADS:
-            raise ConfigError(f"threads={threads} is out of range; it must be 1 to {MAX_THREADS}")
+        self._threads = _check_threads(min(_processors(), MAX_THREADS) if threads is None else threads)
         _check_config(config)
         _check_weights(config.tensors, weights)
         weights = _as_kernels_read(config, weights)
@@ -68,7 +66,8 @@ class NativeRunner:
         if self.pages < 1:
             raise ConfigError(f"memory={memory} bytes hold no page of keys and values; one takes {self.page_bytes}")
         self._lock, self._process = threading.Lock(), os.getpid()
-        plan, kept = self._plan(weights, matrices, threads)
+        plan, kept = self._plan(weights, matrices, self._threads)
+        self.weight_bytes = int(plan.weight_bytes)
         self._model = self._library.qkv_open(ctypes.byref(plan))
         del kept
         if not self._model:
@@ -106,6 +105,12 @@ class NativeRunner:
             self._library.qkv_step(self._model, len(ids), *(array.ctypes.data for array in arrays))
         ends = np.cumsum([chunk.wanted for chunk in chunks])
         return [logits[end - chunk.wanted : end] for chunk, end in zip(chunks, ends) if chunk.wanted]
+
+    def use(self, threads: int | None) -> None:
+        """Runner.use."""
+        count = self._threads if threads is None else _check_threads(threads)
+        with self._lock:
+            self._library.qkv_threads(self._model, count)
 
     def __del__(self) -> None:
         if getattr(self, "_model", None):
@@ -181,6 +186,12 @@ class NativeRunner:
         if self.config.norm == "rms_unit_offset" and name.endswith("norm.weight"):
             data = data + np.float32(1)
         self._library.qkv_vector(self._model, layer, slot, data.size, data.ctypes.data)
+
+
+def _check_threads(count: int) -> int:
+    if not 0 < count <= MAX_THREADS:
+        raise ConfigError(f"threads={count} is out of range; it must be 1 to {MAX_THREADS}")
+    return count
 
 
 def _processors() -> int:

@@ -44,6 +44,13 @@ class Runner(Protocol):
     def page_bytes(self) -> int:
         """Memory that one page takes: page * layers * 2 * kv_heads * head_dim * bytes a number."""
 
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that the weights take."""
+
+    def use(self, threads: int | None) -> None:
+        """From the next step on, computes on so many threads of the processor; None: as it was made."""
+
     def step(self, chunks: Sequence[Chunk]) -> list[np.ndarray]:
         """Reads every chunk; returns float32 logits (wanted, V) for each chunk that wants some, in their order.
 

@@ -96,6 +96,8 @@ class Sequence:
     that go through the model behind the last one on trial. `emit` takes every event.
     """
 
+    threads: int | None = None  # that its steps should be computed on
+
     def __init__(self, request: Request, answer: int, sampler: TokenSampler, emit: Callable[[Event], None]) -> None:
         self.answer, self.ids = answer, [int(token) for token in request.prompt]
         self.limit = len(self.ids) + request.max_tokens  # tokens in the end

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qkv import device as devices
 from qkv.core.attention import Attention, Rotary, attend, rotate
 from qkv.core.position import Places, last_places
 from qkv.core.stack import Stack, shape_scores, visible
@@ -82,6 +83,8 @@ class TorchRunner:
             self._pool = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         except RuntimeError as error:
             raise ConfigError(f"there is no room for memory={memory} bytes of keys and values; give less") from error
+        self.weight_bytes = sum(weights.nbytes for weights in decoder.parameters())
+        self._threads: int | None = None
         self._pass = _Pass(decoder.stack)
         self._blocks = [_tiled(block, self._pass) for block in decoder.stack.blocks]
         self.shared = True
@@ -94,8 +97,17 @@ class TorchRunner:
         logits = self.decoder.logits(states[:1].expand(HEAD_ROWS, -1).contiguous())
         return torch.equal(states, states[:1].expand_as(states)) and torch.equal(logits, logits[:1].expand_as(logits))
 
-    @torch.inference_mode()
+    def use(self, threads: int | None) -> None:
+        """Runner.use."""
+        self._threads = threads
+
     def step(self, chunks: Sequence[Chunk]) -> list[np.ndarray]:
+        """Runner.step."""
+        with devices.threads(self._threads):
+            return self._step(chunks)
+
+    @torch.inference_mode()
+    def _step(self, chunks: Sequence[Chunk]) -> list[np.ndarray]:
         states, places = [], list[int]()  # of the rows that logits are wanted of
         for tiles in self._passes(chunks):
             found = self._states(tiles)

@@ -218,7 +218,7 @@ def ask(language: Language, prompt: str, labels: Sequence[str]) -> Question:
     return Question(read[0][:shared], [ids[shared:] for ids in read])
 
 
-def logprobs(engine: Engine, questions: Sequence[Question]) -> Iterator[Floats]:
+def logprobs(engine: Engine | Language, questions: Sequence[Question]) -> Iterator[Floats]:
     """The log-probability of each label (L,), a question after the other.
 
     A label of one token among the likeliest is read off where the prompt ends, one reading for all labels; what else
@@ -237,7 +237,7 @@ def logprobs(engine: Engine, questions: Sequence[Question]) -> Iterator[Floats]:
         yield np.array([next(sums) if value is None else value for value in found])
 
 
-def _answers(engine: Engine, requests: Iterable[Request]) -> Iterator[list[Event]]:
+def _answers(engine: Engine | Language, requests: Iterable[Request]) -> Iterator[list[Event]]:
     """The events of each request, in their order; the next ones are on their way meanwhile."""
     waiting = deque[Any]()
     for request in requests:

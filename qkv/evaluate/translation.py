@@ -11,7 +11,8 @@ from typing import Any
 
 from qkv.data.parallel import Pair, read_pairs
 from qkv.errors import InputError, NotFoundError
-from qkv.tasks.translate import Ready, load_ready, translating
+from qkv.loaded.translator import Ready, load_ready
+from qkv.tasks.translate import translating
 from qkv.text.bleu import score
 from qkv.text.moses import to_moses
 

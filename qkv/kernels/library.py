@@ -50,6 +50,7 @@ _FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {
     "qkv_page_bytes": (_LONG, (_INT, _INT, _INT)),
     "qkv_packed_bytes": (_LONG, (_INT, _INT, _INT)),
     "qkv_open": (_POINTER, (ctypes.POINTER(Plan),)),
+    "qkv_threads": (_INT, (_POINTER, _INT)),
     "qkv_close": (None, (_POINTER,)),
     "qkv_matrix": (None, (_POINTER, _INT, _INT, _INT, _INT, _INT, _POINTER)),
     "qkv_vector": (None, (_POINTER, _INT, _INT, _INT, _POINTER)),

@@ -91,13 +91,16 @@ struct Model {
     size_t packed = 0;
     bool quantised = false, sixteens = false;  // whether some matrix is, or has scales for 16 weights
     bool amx = amx_allowed();
-    Pool pool;
+    std::unique_ptr<Pool> pool;
     std::unique_ptr<Batch> batch;
 #ifdef QKV_PROFILE  // seconds of the first thread, by phase
     double profile[PHASES] = {}, since = 0;
 #endif
 
     explicit Model(const Plan& p);
+
+    // From the next step on, so many threads compute. Nobody may be computing now.
+    void employ(int threads);
 };
 
 // Carves arrays out of one piece of memory.
@@ -188,12 +191,21 @@ struct Batch {
 
 Model::Model(const Plan& p)
     : plan(p), layers(p.layers), pages(pages_of(p.layers, p.kv_heads, p.head_dim)), weights(p.weight_bytes),
-      cache(pages.page_bytes() * p.pages), pool(p.threads) {
+      cache(pages.page_bytes() * p.pages) {
     pages.data = cache.data;
     if (p.rates) rates.assign(p.rates, p.rates + p.rotary_dim / 2);
     if (p.slopes) slopes.assign(p.slopes, p.slopes + p.heads);
     for (int i = 0; i < p.layers; i++) layers[i].window = p.windows[i];
-    batch = std::make_unique<Batch>(p);
+    employ(p.threads);
+}
+
+inline void Model::employ(int threads) {
+    Plan changed = plan;
+    changed.threads = threads;
+    auto room = std::make_unique<Batch>(changed);
+    pool = std::make_unique<Pool>(threads);
+    batch = std::move(room);
+    plan = changed;
 }
 
 }  // namespace qkv

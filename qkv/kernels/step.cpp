@@ -24,6 +24,14 @@ Model* qkv_open(const Plan* plan) try {
     return nullptr;
 }
 
+// Whether the next step will run on so many threads; if the system has none left, all stays as it is.
+int32_t qkv_threads(Model* model, int32_t threads) try {
+    model->employ(threads);
+    return 1;
+} catch (const std::exception&) {
+    return 0;
+}
+
 void qkv_close(Model* model) { delete model; }
 
 // Layer -1 holds what belongs to no layer. The rows are packed; the caller may forget them.
@@ -34,7 +42,7 @@ void qkv_matrix(Model* model, int32_t layer, int32_t slot, int32_t kind, int32_t
     matrix.data = model->weights.data + model->packed;
     model->packed += qkv_packed_bytes(kind, rows, columns);
     model->quantised |= matrix.quantised(), model->sixteens |= kind == Q6_K;
-    model->pool.run([&](Pool::Hand hand) {
+    model->pool->run([&](Pool::Hand hand) {
         hand.share(matrix.groups(), [&](int group) { pack(matrix, data, group, group + 1); });
     });
 }
@@ -63,7 +71,7 @@ void qkv_step(Model* model, int32_t rows, const int32_t* ids, const int32_t* pos
             if (follows && b.runs.back().count < MOST_LOOKS) b.runs.back().count++;
             else b.runs.push_back({r, 1});
         }
-        model->pool.run([&](Pool::Hand hand) { Walk{*model, b, hand}.run(); });
+        model->pool->run([&](Pool::Hand hand) { Walk{*model, b, hand}.run(); });
         logits += size_t(b.wanted) * model->plan.vocab;
     }
 }

@@ -1,23 +1,22 @@
 """A model ready to draw: found by name, read, put on its device, and kept in memory for the next request."""
 
-import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from qkv import device as devices
 from qkv.config import build
 from qkv.fetch.pull import find
+from qkv.loaded import models
+from qkv.loaded.files import fingerprint
+from qkv.loaded.memory import module_bytes
+from qkv.loaded.models import What
+from qkv.loaded.where import Where
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.models.packed import can_pack, pack
 from qkv.weights.diffusers import load_latent_diffusion
 from qkv.weights.folder import Folder
-from qkv.weights.load import sparing_memory
-
-END = 1 << 16  # bytes at either end of a file that its fingerprint looks at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +27,16 @@ class Defaults:
     guidance: float = 7.5
 
 
-class Ready(NamedTuple):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Drawer(LatentDiffusion):
     """A model in memory, with what its folder says about it."""
 
-    model: LatentDiffusion
     defaults: Defaults
     fingerprint: str
+
+    @property
+    def bytes(self) -> int:
+        return module_bytes(self.text, self.unet, self.vae)
 
 
 def load(model: str | Path = "emblem", *, device: str = "auto", dtype: str = "auto") -> LatentDiffusion:
@@ -41,41 +44,23 @@ def load(model: str | Path = "emblem", *, device: str = "auto", dtype: str = "au
 
     Raises NotFoundError, CheckpointError, ConfigError.
     """
-    place = devices.find_device(device)
-    return make_ready(model, place, devices.find_dtype(dtype, place)).model
+    return load_drawer(model, Where(device=device, dtype=dtype))
 
 
-def make_ready(name_or_folder: str | Path, device: torch.device, dtype: torch.dtype) -> Ready:
+def load_drawer(name_or_folder: str | Path, where: Where) -> Drawer:
     """As `load`, with the defaults and the fingerprint that the model's folder has."""
-    path = find(name_or_folder)
-    files = sorted(file for file in (*path.glob("*.json"), *path.glob("*/*")) if file.is_file())
-    stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return _load(path.absolute(), stamp, device, dtype)
+    path, device = find(name_or_folder).absolute(), devices.find_device(where.device)
+    dtype = devices.find_dtype(where.dtype, device)
+    return models.get(What("pictures", path), Where.of(device, dtype), lambda: _load(path, device, dtype))
 
 
-@lru_cache(maxsize=2)
-def _load(path: Path, stamp: tuple[tuple[str, int, int], ...], device: torch.device, dtype: torch.dtype) -> Ready:
-    """Kept in memory until two others were asked for, or a file of the folder changes, which `stamp` shows."""
-    folder = Folder(path)
-    with sparing_memory():
-        model = load_latent_diffusion(path, dtype=dtype)
-        model.text.to(device)
-        if can_pack(device, dtype):
-            pack(model.unet)
-        else:
-            model.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model.vae.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Drawer:
+    folder, model = Folder(path), load_latent_diffusion(path, dtype=dtype)
+    model.text.to(device)
+    if can_pack(device, dtype):
+        pack(model.unet)
+    else:
+        model.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.vae.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     defaults = build(Defaults, folder.json("qkv.json"), "qkv.json") if folder.has("qkv.json") else Defaults()
-    return Ready(model, defaults, _fingerprint(folder))
-
-
-def _fingerprint(folder: Folder) -> str:
-    """Tells models apart, also of one shape: a hash over both ends of every file of weights. No checksum."""
-    found = hashlib.sha256()
-    for name in sorted(str(file.relative_to(folder.path)) for file in folder.path.glob("*/*.safetensors")):
-        with folder.file(name).open("rb") as file:
-            found.update(file.read(END))
-            size = file.seek(0, 2)
-            file.seek(max(0, size - END))
-            found.update(file.read(END) + str(size).encode())
-    return found.hexdigest()[:10]
+    return Drawer(**vars(model), defaults=defaults, fingerprint=fingerprint(path))

@@ -6,18 +6,22 @@ through the same engine.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qkv import registry
 from qkv.engine.engine import Engine
+from qkv.engine.handle import Handle
 from qkv.engine.runner import Runner
+from qkv.engine.sequence import Request
 from qkv.errors import ConfigError, InputError, shorten
 from qkv.fetch.pull import find
-from qkv.loaded import generation
+from qkv.loaded import generation, models
 from qkv.loaded.generation import Generation
+from qkv.loaded.models import What
+from qkv.loaded.where import Where
 from qkv.models.decoder_config import DecoderConfig
 from qkv.sample.constrain import Lexicon
 from qkv.sample.tokens import whole
@@ -46,7 +50,10 @@ _FIM_ENDS = ("<|fim_pad|>", "<fim_pad>", "<fim-pad>", "▁<EOT>", "<|file_sep|>"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Language:
-    """A model with all that its folder says about writing with it."""
+    """A model with all that its folder says about writing with it.
+
+    One model in memory may be had on several numbers of `threads`: as another `Language` `of` the same one.
+    """
 
     name: str
     tokenizer: LanguageTokenizer
@@ -54,6 +61,16 @@ class Language:
     load_template: Callable[[], ChatTemplate]
     generation: Generation = field(default_factory=Generation)  # how the publisher wants it to write
     warnings: tuple[str, ...] = ()
+    threads: int | None = None
+    of: "Language | None" = None
+
+    @property
+    def bytes(self) -> int:
+        return self.engine.bytes
+
+    def submit(self, request: Request) -> Handle:
+        """What the engine makes of a request. Raises what `Engine.submit` does."""
+        return self.engine.submit(request, threads=self.threads)
 
     @property
     def vocab(self) -> int:
@@ -67,10 +84,12 @@ class Language:
     @cached_property
     def template(self) -> ChatTemplate:
         """How the model was trained to talk; only who chats pays for it. CheckpointError if there is none."""
-        return self.load_template()
+        return self.load_template() if self.of is None else self.of.template
 
     @cached_property
     def lexicon(self) -> Lexicon:
+        if self.of is not None:
+            return self.of.lexicon
         return Lexicon(self.tokenizer, self.vocab, self.tokenizer.stops)
 
     def spell(self, token: int) -> str:
@@ -138,26 +157,19 @@ def load_language(
     if threads is not None:
         whole("threads", threads, 1, MAX_THREADS)
     path = find(model if model is not None else registry.DEFAULTS["text"], offline=offline).absolute()
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
-    return _load(path, stamp, device, dtype, threads)
+    place = "cuda" if device == "auto" and _has_gpu() else "cpu" if device == "auto" else device
+    load = _from_gguf if path.suffix == ".gguf" else _from_folder
+    language = models.get(What("text", path), Where(device=place, dtype=dtype), lambda: load(path, place, dtype))
+    return language if threads is None else replace(language, threads=threads, of=language)
 
 
-@lru_cache(maxsize=2)
-def _load(path: Path, stamp: object, device: str, dtype: str, threads: int | None) -> Language:
-    """Kept in memory until two others were asked for, or a file changes, which `stamp` shows."""
-    if path.suffix == ".gguf":
-        return _from_gguf(path, device, dtype, threads)
-    return _from_folder(path, device, dtype, threads)
-
-
-def _from_gguf(path: Path, device: str, dtype: str, threads: int | None) -> Language:
+def _from_gguf(path: Path, device: str, dtype: str) -> Language:
     from qkv.weights.gguf import open_gguf
     from qkv.weights.gguf_decoder import load_gguf, read_decoder
 
     gguf = open_gguf(path)
     tokenizer = LanguageTokenizer.from_gguf(gguf.metadata)
-    runner, warnings = _runner(lambda: read_decoder(gguf), lambda dtype: load_gguf(path, dtype), device, dtype, threads)
+    runner, warnings = _runner(lambda: read_decoder(gguf), lambda dtype: load_gguf(path, dtype), device, dtype)
     return Language(
         name=path.stem,
         tokenizer=tokenizer,
@@ -167,7 +179,7 @@ def _from_gguf(path: Path, device: str, dtype: str, threads: int | None) -> Lang
     )
 
 
-def _from_folder(path: Path, device: str, dtype: str, threads: int | None) -> Language:
+def _from_folder(path: Path, device: str, dtype: str) -> Language:
     from qkv.weights.decoder import as_blocks, load_decoder
     from qkv.weights.folder import Folder
 
@@ -179,7 +191,6 @@ def _from_folder(path: Path, device: str, dtype: str, threads: int | None) -> La
         lambda dtype: load_decoder(folder, dtype=dtype),
         device,
         dtype,
-        threads,
     )
     return Language(
         name=path.name,
@@ -199,11 +210,10 @@ def _runner(
     load: Callable[["torch.dtype"], "Decoder"],
     device: str,
     dtype: str,
-    threads: int | None,
 ) -> tuple[Runner, tuple[str, ...]]:
     """On the compiled kernels what `read` gives, else in PyTorch what `load` gives; and warnings."""
-    if dtype not in _KERNELS or device not in ("auto", "cpu") or (device == "auto" and _has_gpu()):
-        return _torch_runner(load, device, dtype, threads), ()
+    if dtype not in _KERNELS or device != "cpu":
+        return _torch_runner(load, device, dtype), ()
     from qkv.engine.native_runner import NativeRunner
     from qkv.kernels.build import KernelError
 
@@ -214,12 +224,12 @@ def _runner(
             from qkv.weights.quantise import requantise
 
             weights = requantise(weights, kind)
-        return NativeRunner(config, weights, threads=threads), ()
+        return NativeRunner(config, weights), ()
     except (KernelError, ConfigError) as error:
         reason = f"the compiled kernels do not run here: {shorten(str(error), 300)}"
         if kind is not None:
             raise ConfigError(f"dtype={dtype}: {reason}; leave dtype away") from error
-        return _torch_runner(load, device, dtype, threads), (f"slow: {reason}; PyTorch does",)
+        return _torch_runner(load, device, dtype), (f"slow: {reason}; PyTorch does",)
 
 
 def _has_gpu() -> bool:
@@ -231,14 +241,11 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _torch_runner(load: Callable[["torch.dtype"], "Decoder"], device: str, dtype: str, threads: int | None) -> Runner:
-    import torch
+def _torch_runner(load: Callable[["torch.dtype"], "Decoder"], device: str, dtype: str) -> Runner:
 
     from qkv import device as devices
     from qkv.engine.torch_runner import TorchRunner
 
-    if threads is not None:
-        torch.set_num_threads(threads)  # for the process: the engine computes on a thread of its own
     place = devices.find_device(device)
     if dtype in _KERNELS and dtype != "auto":
         raise InputError(f"dtype={dtype} is for processors; on {place.type} use bfloat16 or float16")

@@ -31,7 +31,6 @@ class Request:
 
     prompts: tuple[str, ...]
     negatives: tuple[str, ...] = ("",)
-    model: str | Path = "emblem"
     count: int = 1
     seeds: tuple[int, ...] = ()
     steps: int | None = None
@@ -39,8 +38,6 @@ class Request:
     sampler: str | None = None
     size: tuple[int, int] | None = None
     eta: float = 0.0
-    device: str = "auto"
-    dtype: str = "auto"
     attention: bool = False  # also heat maps of where every word was looked at
 
     def __post_init__(self) -> None:
@@ -149,7 +146,7 @@ def written_in(path: str | Path) -> Again:
             "negatives": (settings.negative,),
             "seeds": (settings.seed,),
         }
-        same = ("model", "steps", "guidance", "sampler", "size", "eta", "device", "dtype")
+        same = ("steps", "guidance", "sampler", "size", "eta")
         return Again(asked | {name: getattr(settings, name) for name in same}, settings)
     if parameters is None and tool is not None:
         raise InputError(f"{path} was drawn by {tool}, whose settings are not read; give its prompt yourself")

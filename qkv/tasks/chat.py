@@ -9,14 +9,16 @@ the checkpoint's own. What a message says is plain text: it can't end its turn o
 import asyncio
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Unpack
+from pathlib import Path
+from typing import Any
 
 from qkv.errors import InputError
-from qkv.loaded.language import MAX_CHARACTERS, Language, check_text
+from qkv.loaded.language import MAX_CHARACTERS, Language, check_text, load_language
+from qkv.loaded.where import AUTO, Where
 from qkv.sample.tokens import quoted
 from qkv.text.chat import MAX_MESSAGES, Message
 from qkv.writing.loop import Completion, Piece, alast, awrite, last, write
-from qkv.writing.options import Asked, Options
+from qkv.writing.options import Options
 from qkv.writing.settle import Task, settle
 
 ROOM = 1024  # tokens of an answer, if nobody says how many
@@ -67,33 +69,63 @@ def _message(given: object, number: int) -> Message:
         raise InputError(f"messages[{number}]: {error}") from error
 
 
-def chat(spoken: Spoken, *, system: str | None = None, **options: Unpack[Asked]) -> Completion:
+def chat(
+    spoken: Spoken,
+    *,
+    system: str | None = None,
+    model: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    offline: bool = False,
+    **options: Any,
+) -> Completion:
     """The answer to a question, or to the last of several messages (role and content, the oldest first).
 
-    Greedy unless the model or `options` (the fields of `Options`) say otherwise. Raises InputError, NotFoundError,
-    CheckpointError, ConfigError, MissingDependencyError.
+    `model` and where it computes are as in `load_language`. Greedy unless the model or `options` (the fields of
+    `Options`) say otherwise. Raises InputError, NotFoundError, CheckpointError, ConfigError, MissingDependencyError.
     """
-    return last(chatting(ChatRequest(messages=as_messages(spoken, system), options=Options(**options))))
+    request = ChatRequest(messages=as_messages(spoken, system), options=Options(**options))
+    where = Where(device=device, dtype=dtype, threads=threads)
+    return last(chatting(request, model, where, offline=offline))
 
 
-def chatting(request: ChatRequest) -> Iterator[Piece | Completion]:
+def chatting(
+    request: ChatRequest, model: str | Path | None = None, where: Where = AUTO, *, offline: bool = False
+) -> Iterator[Piece | Completion]:
     """The same as one loop: a `Piece` whenever there is more text, a `Completion` at the end.
 
     Everything is checked, and the model loaded, before this returns. Raises what `chat` does.
     """
-    return write(prepare(request, request.options.load()))
+    return write(prepare(request, load_language(model, **vars(where), offline=offline)))
 
 
-async def achat(spoken: Spoken, *, system: str | None = None, **options: Unpack[Asked]) -> Completion:
+async def achat(
+    spoken: Spoken,
+    *,
+    system: str | None = None,
+    model: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    offline: bool = False,
+    **options: Any,
+) -> Completion:
     """`chat` for a coroutine; cancelling it ends the writing within a token."""
     request = ChatRequest(messages=as_messages(spoken, system), options=Options(**options))
-    return await alast(achatting(request))
+    where = Where(device=device, dtype=dtype, threads=threads)
+    return await alast(achatting(request, model, where, offline=offline))
 
 
-async def achatting(request: ChatRequest) -> AsyncIterator[Piece | Completion]:
+async def achatting(
+    request: ChatRequest, model: str | Path | None = None, where: Where = AUTO, *, offline: bool = False
+) -> AsyncIterator[Piece | Completion]:
     """`chatting` for a coroutine; the model is read and the messages tokenised beside the event loop."""
-    task = await asyncio.to_thread(lambda: prepare(request, request.options.load()))
-    async for event in awrite(task):
+
+    def begin() -> Task:
+        return prepare(request, load_language(model, **vars(where), offline=offline))
+
+    async for event in awrite(await asyncio.to_thread(begin)):
         yield event
 
 

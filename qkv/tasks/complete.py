@@ -10,14 +10,16 @@ place in a file of code there is code.py.
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Unpack
+from pathlib import Path
+from typing import Any
 
 from qkv.errors import InputError
-from qkv.loaded.language import MAX_CHARACTERS, Language, check_text
+from qkv.loaded.language import MAX_CHARACTERS, Language, check_text, load_language
+from qkv.loaded.where import AUTO, Where
 from qkv.sample.stops import Stops
 from qkv.sample.tokens import quoted, whole
 from qkv.writing.loop import Completion, Piece, alast, awrite, last, write
-from qkv.writing.options import Asked, Options
+from qkv.writing.options import Options
 from qkv.writing.settle import Cutter, Task, settle
 from qkv.writing.shots import STOPS, Shot, after
 from qkv.writing.source import cutters, read_code, reads_as
@@ -92,25 +94,33 @@ def complete(
     echo: bool = False,
     heal: bool = False,
     code: bool | None = None,
-    **options: Unpack[Asked],
+    model: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    offline: bool = False,
+    **options: Any,
 ) -> Completion:
     """What comes after `prompt`, greedily unless the model or `options` (the fields of `Options`) say otherwise.
 
-    `CompleteRequest` explains the rest. Raises InputError, NotFoundError, CheckpointError, ConfigError,
-    MissingDependencyError.
+    `model` and where it computes are as in `load_language`; `CompleteRequest` explains the rest. Raises InputError,
+    NotFoundError, CheckpointError, ConfigError, MissingDependencyError.
     """
     asked = CompleteRequest(
         prompt=prompt, suffix=suffix, shots=shots, echo=echo, heal=heal, code=code, options=Options(**options)
     )
-    return last(completing(asked))
+    where = Where(device=device, dtype=dtype, threads=threads)
+    return last(completing(asked, model, where, offline=offline))
 
 
-def completing(request: CompleteRequest) -> Iterator[Piece | Completion]:
+def completing(
+    request: CompleteRequest, model: str | Path | None = None, where: Where = AUTO, *, offline: bool = False
+) -> Iterator[Piece | Completion]:
     """The same as one loop: a `Piece` whenever there is more text, a `Completion` at the end.
 
     Everything is checked, and the model loaded, before this returns. Raises what `complete` does.
     """
-    return write(prepare(request, request.options.load()))
+    return write(prepare(request, load_language(model, **vars(where), offline=offline)))
 
 
 async def acomplete(
@@ -121,19 +131,30 @@ async def acomplete(
     echo: bool = False,
     heal: bool = False,
     code: bool | None = None,
-    **options: Unpack[Asked],
+    model: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    offline: bool = False,
+    **options: Any,
 ) -> Completion:
     """`complete` for a coroutine; cancelling it ends the writing within a token."""
     asked = CompleteRequest(
         prompt=prompt, suffix=suffix, shots=shots, echo=echo, heal=heal, code=code, options=Options(**options)
     )
-    return await alast(acompleting(asked))
+    where = Where(device=device, dtype=dtype, threads=threads)
+    return await alast(acompleting(asked, model, where, offline=offline))
 
 
-async def acompleting(request: CompleteRequest) -> AsyncIterator[Piece | Completion]:
+async def acompleting(
+    request: CompleteRequest, model: str | Path | None = None, where: Where = AUTO, *, offline: bool = False
+) -> AsyncIterator[Piece | Completion]:
     """`completing` for a coroutine; the model is read and the prompt tokenised beside the event loop."""
-    task = await asyncio.to_thread(lambda: prepare(request, request.options.load()))
-    async for event in awrite(task):
+
+    def begin() -> Task:
+        return prepare(request, load_language(model, **vars(where), offline=offline))
+
+    async for event in awrite(await asyncio.to_thread(begin)):
         yield event
 
 

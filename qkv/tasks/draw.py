@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from qkv import device as devices
 from qkv.core.record import record
 from qkv.errors import CheckpointError, ConfigError, InputError
-from qkv.loaded.drawer import Ready, make_ready
+from qkv.loaded.drawer import Drawer, load_drawer
+from qkv.loaded.where import AUTO, Where
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.pictures.attention_map import AttentionMaps, heat_sheet
 from qkv.pictures.picture import Picture, Settings
 from qkv.pictures.request import SIZE_UNIT, Request, check_size, texts
 from qkv.pictures.sheet import to_images
-from qkv.registry import label
 from qkv.sample.denoise import levels, sample
 from qkv.sample.predict import Condition, Network, guided, predict
 from qkv.text.tokenizer import Prompt
@@ -74,7 +74,6 @@ def draw(
     request = Request(
         prompts=texts(prompt),
         negatives=texts(negative or ""),
-        model=model,
         count=count,
         seeds=() if seed is None else (seed,) if isinstance(seed, int) else tuple(seed),
         steps=steps,
@@ -82,23 +81,20 @@ def draw(
         sampler=sampler,
         size=size,
         eta=eta,
-        device=device,
-        dtype=dtype,
         attention=attention,
     )
-    with devices.threads(threads):
-        return [event for event in drawing(request) if isinstance(event, Picture)]
+    events = drawing(request, model, Where(device=device, dtype=dtype, threads=threads))
+    return [event for event in events if isinstance(event, Picture)]
 
 
-def drawing(request: Request) -> Iterator[Progress | Picture]:
+def drawing(request: Request, model: str | Path = "emblem", where: Where = AUTO) -> Iterator[Progress | Picture]:
     """The same as one loop: a `Progress` after every step, a `Picture` whenever one is done.
 
     Everything is checked, and the model loaded, before this returns. Raises what `draw` does.
     """
-    device = devices.find_device(request.device)
-    ready = make_ready(request.model, device, devices.find_dtype(request.dtype, device))
-    settings, warnings = _settle(request, ready)
-    return _draw_all(request, ready.model, settings, warnings)
+    drawer = load_drawer(model, where)
+    settings, warnings = _settle(request, drawer, str(model), where.threads)
+    return devices.on_threads(where.threads, _draw_all(request, drawer, settings, warnings))
 
 
 @torch.inference_mode()
@@ -209,14 +205,14 @@ def _finite(stage: str, module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
     )
 
 
-def _settle(request: Request, ready: Ready) -> tuple[Settings, list[str]]:
+def _settle(request: Request, model: Drawer, name: str, threads: int | None) -> tuple[Settings, list[str]]:
     """The settings that all pictures of a request share, and warnings. Raises what the model cannot do."""
-    model, defaults = ready.model, ready.defaults
+    defaults = model.defaults
     settings = Settings(
         prompt="",
         seed=0,
-        model=label(request.model),
-        fingerprint=ready.fingerprint,
+        model=label(name),
+        fingerprint=model.fingerprint,
         sampler=_sampler(request, model),
         steps=defaults.steps if request.steps is None else request.steps,
         guidance=float(defaults.guidance if request.guidance is None else request.guidance),
@@ -224,7 +220,7 @@ def _settle(request: Request, ready: Ready) -> tuple[Settings, list[str]]:
         size=request.size or (model.size, model.size),
         device=model.unet.enter.weight.device.type,
         dtype=_name(model.unet.enter.weight.dtype),
-        threads=torch.get_num_threads(),
+        threads=threads or torch.get_num_threads(),
         versions={"qkv": version("qkv"), "torch": torch.__version__},
     )
     check_size(settings.size, max(SIZE_UNIT, model.vae.config.factor))

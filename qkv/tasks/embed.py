@@ -8,12 +8,10 @@ On a processor that computes bfloat16 the vectors are made in it: their cosine t
 Left out: layers behind the pooling, several poolings side by side.
 """
 
-import hashlib
 import itertools
 import warnings as python_warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +24,11 @@ from qkv import device as devices
 from qkv import registry
 from qkv.errors import CheckpointError, InputError
 from qkv.fetch.pull import find
+from qkv.loaded import models
+from qkv.loaded.files import as_folder, stamp
+from qkv.loaded.memory import module_bytes
+from qkv.loaded.models import What
+from qkv.loaded.where import Where
 from qkv.models.bert import Bert, pool_states
 from qkv.models.packed import can_pack, pack
 from qkv.text.bert import BertTokenizer
@@ -67,6 +70,10 @@ class Embedder:
     config: SentenceConfig
     context: int
     stamp: str
+
+    @property
+    def bytes(self) -> int:
+        return module_bytes(self.bert)
 
     @property
     def dim(self) -> int:
@@ -145,22 +152,13 @@ def load_embedder(
     NotFoundError, CheckpointError, ConfigError, InputError.
     """
     place = devices.find_device(device)
-    path = find(model if model is not None else registry.DEFAULTS["embeddings"], offline=offline).absolute()
-    return _load(path, stamp(path), place, devices.find_dtype(dtype, place))
+    path = as_folder(find(model if model is not None else registry.DEFAULTS["embeddings"], offline=offline)).absolute()
+    precision = devices.find_dtype(dtype, place)
+    return models.get(What("embeddings", path), Where.of(place, precision), lambda: _load(path, place, precision))
 
 
-def stamp(path: Path) -> str:
-    """What changes if a file of the model changes. CheckpointError if there are no files."""
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is not a model folder; texts are read by models in folders with config.json")
-    files = sorted(file for level in ("*", "*/*") for file in path.glob(level) if file.is_file())
-    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()
-
-
-@lru_cache(maxsize=2)
-def _load(path: Path, stamp: str, device: torch.device, dtype: torch.dtype) -> Embedder:
-    folder = Folder(path)
+def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Embedder:
+    folder, state = Folder(path), stamp(path)
     said = read_sentence(folder)
     bert = load_bert(folder, dtype=dtype).to(device)
     if can_pack(device, dtype):
@@ -174,5 +172,5 @@ def _load(path: Path, stamp: str, device: torch.device, dtype: torch.dtype) -> E
         bert=bert,
         config=said,
         context=min(said.context or bert.config.context, bert.config.context),
-        stamp=f"{stamp}-{str(dtype).removeprefix('torch.')}",
+        stamp=f"{state}-{str(dtype).removeprefix('torch.')}",
     )

@@ -10,7 +10,6 @@ its tokenizer lie in emblem's folder. Left out: prompts around a label ("a photo
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +23,14 @@ from qkv import registry
 from qkv.errors import CheckpointError, InputError
 from qkv.fetch.pull import find
 from qkv.index.vectors import Vectors
+from qkv.loaded import models
+from qkv.loaded.files import as_folder, stamp
+from qkv.loaded.memory import module_bytes
+from qkv.loaded.models import What
+from qkv.loaded.where import Where
 from qkv.models.clip import CLIP
 from qkv.models.preprocess import Preprocess
 from qkv.pictures.files import to_rgb
-from qkv.tasks.embed import stamp
 from qkv.text.tokenizer import Tokenizer
 from qkv.weights import open_clip
 from qkv.weights.clip import load_clip
@@ -58,6 +61,10 @@ class ClipEmbedder:
     tokenizer: Tokenizer
     preprocess: Preprocess
     stamp: str
+
+    @property
+    def bytes(self) -> int:
+        return module_bytes(self.clip)
 
     @property
     def dim(self) -> int:
@@ -127,10 +134,10 @@ def load_clip_embedder(
     NotFoundError, CheckpointError, ConfigError, InputError.
     """
     place = devices.find_device(device)
-    path = _find(model, offline).absolute()
+    path, precision = as_folder(_find(model, offline)).absolute(), devices.find_dtype(dtype, place)
     texts = TEXTS.absolute() if path == SHIPPED.absolute() else None
-    state = stamp(path) if texts is None else f"{stamp(path)}-{stamp(texts)}"
-    return _load(path, texts, state, place, devices.find_dtype(dtype, place))
+    what = What("search", path, () if texts is None else (texts,))
+    return models.get(what, Where.of(place, precision), lambda: _load(what, texts, place, precision))
 
 
 def _find(model: str | Path | None, offline: bool) -> Path:
@@ -142,8 +149,8 @@ def _find(model: str | Path | None, offline: bool) -> Path:
     return find(model, offline=offline)
 
 
-@lru_cache(maxsize=2)
-def _load(path: Path, texts: Path | None, state: str, device: torch.device, dtype: torch.dtype) -> ClipEmbedder:
+def _load(what: What, texts: Path | None, device: torch.device, dtype: torch.dtype) -> ClipEmbedder:
+    path, state = what.path, stamp(*what.paths)
     folder = Folder(path)
     if not any(map(folder.has, (registry.CONFIG, open_clip.CONFIG))):
         raise CheckpointError(f"{path} is no CLIP: give a folder with a CLIPModel's config.json or {open_clip.CONFIG}")

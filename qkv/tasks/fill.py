@@ -8,7 +8,6 @@ It computes in float32 unless asked otherwise: one text is not worth the roundin
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -17,8 +16,12 @@ from qkv import device as devices
 from qkv import registry
 from qkv.errors import CheckpointError, InputError, shorten
 from qkv.fetch.pull import find
+from qkv.loaded import models
+from qkv.loaded.files import as_folder
+from qkv.loaded.memory import module_bytes
+from qkv.loaded.models import What
+from qkv.loaded.where import Where
 from qkv.models.bert import MaskedBert
-from qkv.tasks.embed import stamp
 from qkv.text.bert import ROBERTA, BertTokenizer, Control
 from qkv.weights.bert import load_masked
 from qkv.weights.folder import Folder
@@ -54,6 +57,10 @@ class Filler:
     name: str
     tokenizer: BertTokenizer
     bert: MaskedBert
+
+    @property
+    def bytes(self) -> int:
+        return module_bytes(self.bert)
 
     def read(self, text: str) -> list[int]:
         """The tokens of a text with masks. InputError without a mask, or for more than the model reads."""
@@ -135,12 +142,12 @@ def load_filler(
     NotFoundError, CheckpointError (also if it has no head for masked tokens), ConfigError, InputError.
     """
     place = devices.find_device(device)
-    path = find(model if model is not None else registry.DEFAULTS["fill"], offline=offline).absolute()
-    return _load(path, stamp(path), place, devices.find_dtype("float32" if dtype == "auto" else dtype, place))
+    path = as_folder(find(model if model is not None else registry.DEFAULTS["fill"], offline=offline)).absolute()
+    precision = devices.find_dtype("float32" if dtype == "auto" else dtype, place)
+    return models.get(What("fill", path), Where.of(place, precision), lambda: _load(path, place, precision))
 
 
-@lru_cache(maxsize=2)
-def _load(path: Path, stamp: str, device: torch.device, dtype: torch.dtype) -> Filler:
+def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Filler:
     bert = load_masked(Folder(path), dtype=dtype).to(device)
     tokenizer = BertTokenizer.load(path)
     if tokenizer.mask is None:

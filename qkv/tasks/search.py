@@ -78,9 +78,9 @@ def searching(
     embedder = load_embedder(model, device=device, dtype=dtype, offline=offline)
     with devices.threads(threads):
         asked = embedder.embed([query])
-        index = _Index(embedder)
-        yield from index.fill([passage.text for passage in passages])
-        scores = cosine(index.vectors, asked.vectors[0])
+    index = _Index(embedder)
+    yield from devices.on_threads(threads, index.fill([passage.text for passage in passages]))
+    scores = cosine(index.vectors, asked.vectors[0])
     order = np.argsort(-scores, kind="stable")[:top]
     yield Found(
         hits=tuple(Hit(passages[i], float(scores[i])) for i in order),

@@ -107,8 +107,8 @@ def searching_pictures(
     embedder = load_clip_embedder(model, device=device, dtype=dtype, offline=offline)
     with devices.threads(threads):
         asked, warnings = _ask(embedder, str(query), seen)
-        index = _Index(embedder)
-        yield from index.fill(files)
+    index = _Index(embedder)
+    yield from devices.on_threads(threads, index.fill(files))
     if not index.files:
         raise _nothing(place, [*skipped, *index.skipped])
     scores = cosine(index.vectors, asked)

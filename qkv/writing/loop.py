@@ -137,7 +137,7 @@ class _Job:
         self._first, self._left = ids[0], request.score
         self._scored: list[Event] = []
         self.answers = [_Answer(task, number, taken.decode()) for number in range(options.answers)]
-        self.handle: Handle = language.engine.submit(request)
+        self.handle: Handle = language.submit(request)
 
     def take(self, event: Event) -> Iterator[Piece]:
         """What an event adds to the text of its answer, if it may be shown yet."""
@@ -256,7 +256,7 @@ def _search(task: Task) -> Iterator[Piece | Completion]:
     found = []
 
     def likeliest(texts: Sequence[tuple[int, ...]], count: int) -> list[tuple[tuple[int, float], ...]]:
-        handles = [language.engine.submit(_step(task, text, count, ends)) for text in texts]
+        handles = [language.submit(_step(task, text, count, ends)) for text in texts]
         return [event.top for handle in handles for event in handle]
 
     search = beam_search(

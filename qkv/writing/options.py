@@ -1,56 +1,27 @@
-"""What may be asked of `chat` and `complete`, checked before there is a model: what cannot be costs nothing."""
+"""What may be asked of `chat` and `complete`, checked before there is a model: what cannot be costs nothing.
+
+These fields are the keyword arguments of the Python functions and the options of the command line, which is why this
+file imports nothing at once that takes time.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from qkv.errors import InputError
-from qkv.loaded.language import Language, load_language
-from qkv.sample.beam import check_beams
-from qkv.sample.stops import check_stops
-from qkv.sample.tokens import MAX_SEED, Sampling, whole
+
+if TYPE_CHECKING:
+    from qkv.sample.tokens import Sampling
 
 MAX_ANSWERS = 128  # n and best_of
 MAX_LOGPROBS = 20  # as OpenAI's
 MAX_TOKENS = 1 << 20
 
 
-class Asked(TypedDict, total=False):
-    """The fields of `Options` as keyword arguments."""
-
-    max_tokens: int
-    n: int
-    best_of: int
-    stop: str | Sequence[str]
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
-    seed: int
-    logprobs: int
-    schema: Mapping[str, Any] | str
-    regex: str
-    beams: int
-    length_penalty: float
-    model: str | Path | None
-    device: str
-    dtype: str
-    threads: int | None
-    offline: bool
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to write, and with which model; None is the model's own default. sample/tokens.py explains the sampling.
-
-    Raises InputError.
-    """
+    """How to write; None is the model's own default. sample/tokens.py explains the sampling. Raises InputError."""
 
     max_tokens: int | None = None  # 0, for an echoed prompt: nothing
     n: int = 1  # how many texts
@@ -70,13 +41,12 @@ class Options:
     regex: str | None = None  # the text matches this from end to end
     beams: int | None = None  # above 1: beam search
     length_penalty: float | None = None
-    model: str | Path | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-    offline: bool = False
 
     def __post_init__(self) -> None:
+        from qkv.sample.beam import check_beams
+        from qkv.sample.stops import check_stops
+        from qkv.sample.tokens import MAX_SEED, whole
+
         if self.max_tokens is not None:
             whole("max_tokens", self.max_tokens, 0, MAX_TOKENS)
         whole("n", self.n, 1, MAX_ANSWERS)
@@ -110,19 +80,15 @@ class Options:
         if self.max_tokens == 0:
             raise InputError("max_tokens=0 writes nothing; ask for 1 or more, or echo a prompt to see its own tokens")
 
-    def load(self) -> Language:
-        """The model, fetched if need be. Raises NotFoundError, CheckpointError, ConfigError."""
-        return load_language(
-            self.model, device=self.device, dtype=self.dtype, threads=self.threads, offline=self.offline
-        )
-
     @property
     def answers(self) -> int:
         """How many texts are written, of which n are the result."""
         return self.best_of or self.n
 
-    def sampling(self, defaults: Mapping[str, Any]) -> Sampling:
+    def sampling(self, defaults: Mapping[str, Any]) -> "Sampling":
         """What was asked, else what `defaults` say, else greedy. Raises InputError."""
+        from qkv.sample.tokens import Sampling
+
         names = [each.name for each in dataclasses.fields(Sampling)]
         asked = {name: value for name in names if (value := getattr(self, name, None)) is not None}
         return Sampling(**{**defaults, **asked})

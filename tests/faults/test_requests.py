@@ -26,7 +26,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*given: object, **options: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("qkv.writing.options.load_language", load)
+    for task in ("chat", "complete"):
+        monkeypatch.setattr(f"qkv.tasks.{task}.load_language", load)
 
 
 def refused(name: str, run: Callable[[], object]) -> str:

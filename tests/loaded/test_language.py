@@ -7,6 +7,7 @@ from qkv.engine.torch_runner import TorchRunner
 from qkv.errors import ConfigError
 from qkv.kernels import build, library
 from qkv.loaded.language import load_language
+from qkv.loaded.models import unload
 from qkv.tasks.complete import complete
 
 native = pytest.mark.skipif(build.available() is not None, reason=str(build.available()))
@@ -39,8 +40,10 @@ def test_without_kernels_pytorch_does_and_says_so(tiny_decoder, monkeypatch):
         raise build.KernelError("no C++ compiler is here")
 
     monkeypatch.setattr(library, "functions", absent)
-    language = load_language(tiny_decoder, threads=2)  # threads: not the one that is kept in memory
+    unload(tiny_decoder)
+    language = load_language(tiny_decoder, threads=2)
     assert isinstance(language.engine.runner, TorchRunner)
     assert language.warnings == ("slow: the compiled kernels do not run here: no C++ compiler is here; PyTorch does",)
     with pytest.raises(ConfigError, match="dtype=int8: the compiled kernels do not run here: no C"):
         load_language(tiny_decoder, dtype="int8", threads=2)
+    unload(tiny_decoder)

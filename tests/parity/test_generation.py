@@ -55,7 +55,7 @@ def language(reference: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def ours(language: Language, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("qkv.writing.options.load_language", lambda *given, **options: language)
+    monkeypatch.setattr("qkv.tasks.complete.load_language", lambda *given, **options: language)
     return complete
 
 
@@ -121,7 +121,7 @@ def test_logprobs_of_the_prompt(language, reference, runner, near, monkeypatch) 
             pytest.skip(reason)
         native = NativeRunner(*as_blocks(language.engine.runner.decoder), memory=1 << 22, threads=1)
         language = dataclasses.replace(language, engine=Engine(native))
-    monkeypatch.setattr("qkv.writing.options.load_language", lambda *given, **options: language)
+    monkeypatch.setattr("qkv.tasks.complete.load_language", lambda *given, **options: language)
     prompt = PROMPTS[2] * 2
     found = complete(prompt, max_tokens=5, logprobs=3, echo=True).texts[0]
     ids = [token.id for token in found.tokens]

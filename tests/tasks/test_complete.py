@@ -3,19 +3,22 @@
 import asyncio
 import dataclasses
 import json
-import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qkv.cli.text import HELP
 from qkv.errors import InputError
 from qkv.loaded.generation import Generation
+from qkv.loaded.where import Where
+from qkv.pictures.request import Request
 from qkv.sample.tokens import Sampling
+from qkv.tasks.chat import ChatRequest
 from qkv.tasks.code import CodeRequest, completing_code, in_file
 from qkv.tasks.complete import CompleteRequest, acomplete, acompleting, complete, completing
 from qkv.writing.loop import Completion, Piece
-from qkv.writing.options import Asked, Options
+from qkv.writing.options import Options
 from qkv.writing.shots import Shot, after, read_shots
 from qkv.writing.source import BlockEnd, reads_as
 
@@ -376,6 +379,22 @@ def test_async(scripted) -> None:
     )
 
 
-def test_keyword_arguments_are_the_options() -> None:
+def test_a_wish_says_what_and_never_where() -> None:
+    places = {each.name for each in dataclasses.fields(Where)} | {"model", "offline"}
+    wishes = (Options, ChatRequest, CompleteRequest, CodeRequest, Request)
+    assert not places & {each.name for wish in wishes for each in dataclasses.fields(wish)}
+
+
+def test_the_command_line_asks_for_what_options_are() -> None:
     fields = {each.name for each in dataclasses.fields(Options)}
-    assert fields == set(typing.get_type_hints(Asked))
+    assert set(HELP) < fields
+    assert fields - set(HELP) == {
+        *("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "length_penalty")
+    }
+
+
+def test_keyword_arguments_are_the_options(scripted) -> None:
+    scripted({"the ": GREETING})
+    assert complete("the ", max_tokens=2, seed=3, threads=1, device="cpu").max_tokens == 2
+    with pytest.raises(TypeError, match="max_token'"):
+        complete("the ", max_token=2)

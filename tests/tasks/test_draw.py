@@ -128,7 +128,7 @@ def test_warnings_have_names(draw) -> None:
 
 
 def test_progress_counts_every_step(tiny: Path) -> None:
-    events = list(drawing(Request(prompts=("a dog",), model=tiny, count=2, steps=3)))
+    events = list(drawing(Request(prompts=("a dog",), count=2, steps=3), tiny))
     assert [(e.picture, e.step) if isinstance(e, Progress) else "picture" for e in events] == [
         (0, 1),
         (0, 2),
@@ -144,7 +144,7 @@ def test_progress_counts_every_step(tiny: Path) -> None:
 
 
 def test_drawing_can_be_left(tiny: Path) -> None:
-    events = drawing(Request(prompts=("a dog",), model=tiny, steps=3))
+    events = drawing(Request(prompts=("a dog",), steps=3), tiny)
     next(events)
     assert not torch.is_inference_mode_enabled()
     events.close()

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,11 +16,11 @@ from qkv import registry
 from qkv.cli import main
 from qkv.cli.translate import Line, read
 from qkv.errors import CheckpointError, ConfigError, InputError, NotFoundError
+from qkv.loaded.translator import load_ready
 from qkv.models.translator import Translator
 from qkv.models.translator_config import TranslatorConfig
-from qkv.tasks import translate as module
-from qkv.tasks.alignment import align, draw_alignment
-from qkv.tasks.translate import load_ready, translate, translating
+from qkv.pictures.alignment import align, draw_alignment
+from qkv.tasks.translate import translate, translating
 from qkv.text.pieces import learn_pieces
 from qkv.weights.translator import save_translator
 
@@ -132,9 +133,9 @@ def test_languages(folder, home, monkeypatch, tmp_path):
 
 
 def test_marks_of_models_with_many_targets(folder, tmp_path):
-    pieces = module._load(folder, "", torch.device("cpu"), torch.float32).pieces
+    pieces = load_ready(folder).pieces
     ids = {**pieces.ids, ">>fr<<": 338, next(piece for piece, id in pieces.ids.items() if id == 338): 340}
-    assert load_ready(folder)._replace(pieces=type(pieces)(*pieces.models, ids)).targets == {"fr"}
+    assert replace(load_ready(folder), pieces=type(pieces)(*pieces.models, ids)).targets == {"fr"}
 
 
 def test_the_model_s_own_manner(folder, tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from qkv.core.record import record
 from qkv.errors import InputError
-from qkv.tasks.translate import Ready, encode
+from qkv.loaded.translator import Ready, encode
 from qkv.text.moses import to_moses
 
 CELL, MARGIN, LETTERS = 26, 8, 13  # pixels; of the letters the height
