@@ -32,6 +32,7 @@ from qkv.pictures.attention_map import AttentionMaps, heat_sheet
 from qkv.pictures.picture import Picture, Settings
 from qkv.pictures.request import SIZE_UNIT, Request, check_size, texts
 from qkv.pictures.sheet import to_images
+from qkv.registry import label
 from qkv.sample.denoise import levels, sample
 from qkv.sample.predict import Condition, Network, guided, predict
 from qkv.text.tokenizer import Prompt
@@ -93,7 +94,7 @@ def drawing(request: Request, model: str | Path = "emblem", where: Where = AUTO)
     Everything is checked, and the model loaded, before this returns. Raises what `draw` does.
     """
     drawer = load_drawer(model, where)
-    settings, warnings = _settle(request, drawer, str(model), where.threads)
+    settings, warnings = _settle(request, drawer, label(model), where.threads)
     return devices.on_threads(where.threads, _draw_all(request, drawer, settings, warnings))
 
 
@@ -211,7 +212,7 @@ def _settle(request: Request, model: Drawer, name: str, threads: int | None) -> 
     settings = Settings(
         prompt="",
         seed=0,
-        model=label(name),
+        model=name,
         fingerprint=model.fingerprint,
         sampler=_sampler(request, model),
         steps=defaults.steps if request.steps is None else request.steps,

@@ -11,9 +11,7 @@ The rule for modules: state is parameters, or buffers that are saved. What can b
 masks) is computed in forward or by a cached function; a buffer with `persistent=False` would stay on meta.
 """
 
-import ctypes
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -44,25 +42,6 @@ class _Uninitialised(TorchFunctionMode):
         if func is torch.Tensor.normal_ or getattr(func, "__module__", None) == "torch.nn.init":
             return (kwargs or {}).get("tensor", *args[:1])  # as it is
         return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def sparing_memory() -> Iterator[None]:
-    """Within, what is freed goes back to the system at once: a model that is converted or laid out anew leaves no
-    holes of its own size behind. glibc otherwise keeps up to 32 MiB a piece; elsewhere this does nothing."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        yield
-        return
-    mallopt(_MMAP_THRESHOLD, 128 << 10)
-    try:
-        yield
-    finally:  # pieces of a forward pass are worth keeping: asking the system each time costs 5 % of the time
-        mallopt(_MMAP_THRESHOLD, 512 << 10)
-        mallopt(_TRIM_THRESHOLD, 4 << 20)
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def load_weights(
