@@ -23,7 +23,7 @@ from qkv.text.moses import from_moses, to_moses
 from qkv.text.pieces import FILES, Pieces, read_pieces
 from qkv.text.words import valid_text
 from qkv.weights.folder import Folder
-from qkv.weights.marian import load_translator
+from qkv.weights.translator import load_translator
 
 
 @dataclass(frozen=True, kw_only=True)
