@@ -113,7 +113,7 @@ def as_utf8(stream: BinaryIO, chunk: int) -> Iterator[bytes]:
 
     NotTextError for bytes that their mark does not allow; UTF-8 itself is not looked at.
     """
-    read = cast("Callable[[int], bytes]", getattr(stream, "read1", stream.read))
+    read = cast("Callable[[int], bytes]", getattr(stream, "read1", None) or stream.read)
     head = b""
     while (data := read(chunk)) and any(mark.startswith(head + data) and mark != head + data for mark in MARKS):
         head += data  # the first bytes of a mark, which may still come to more
