@@ -33,9 +33,10 @@ from qkv.models.preprocess import Preprocess
 from qkv.pictures.files import to_rgb
 from qkv.text.tokenizer import Tokenizer
 from qkv.weights import open_clip
-from qkv.weights.clip import load_clip
+from qkv.weights.clip import load_clip, unknown_keys
 from qkv.weights.folder import Folder
 from qkv.weights.preprocess import read_preprocess
+from qkv.weights.preprocess import unknown_keys as unknown_preprocess_keys
 
 Pixels = npt.NDArray[np.float32]  # (3, Y, X), as the picture tower reads them
 
@@ -61,6 +62,7 @@ class ClipEmbedder:
     tokenizer: Tokenizer
     preprocess: Preprocess
     stamp: str
+    unknown: tuple[str, ...] = ()  # warnings: what its files say that is not known here
 
     @property
     def bytes(self) -> int:
@@ -100,20 +102,24 @@ class ClipEmbedder:
         for start in range(0, len(texts), TEXT_BATCH):
             rows = [self.tokenizer.encode(text) for text in texts[start : start + TEXT_BATCH]]
             cut += sum(len(row) > self._room for row in rows)
-            ids = torch.from_numpy(self.tokenizer.rows(rows, self.clip.text.config.context))  # (B, T)
+            ids = torch.from_numpy(self.tokenizer.rows(rows, self._room + 2))  # (B, T)
             ids = ids.to(self._parameter.device)
             made.append(self.clip.text.embed(ids).float().cpu().numpy())
         return Read(_normed(np.concatenate(made)), cut)
 
     @property
     def _room(self) -> int:
-        return self.clip.text.config.context - 2  # beside start and end
+        context = self.clip.text.config.context
+        return min(context, self.tokenizer.context or context) - 2  # beside start and end
 
     def warnings(self, cut: int) -> tuple[str, ...]:
-        """What a user should hear about texts that were cut."""
+        """What a user should hear: about the model's files, and texts that were cut."""
         if not cut:
-            return ()
-        return (f"{cut} of the texts have more than {self._room} tokens; only their beginnings were read",)
+            return self.unknown
+        return (
+            *self.unknown,
+            f"{cut} of the texts have more than {self._room} tokens; only their beginnings were read",
+        )
 
     @property
     def _parameter(self) -> torch.Tensor:
@@ -158,9 +164,11 @@ def _load(what: What, texts: Path | None, device: torch.device, dtype: torch.dty
         clip = open_clip.load_open_clip(folder, dtype=dtype)
         size = clip.vision.config.image_size
         preprocess = open_clip.read_preprocess(folder.json(open_clip.CONFIG), size)
+        unknown = open_clip.unknown_keys(folder.json(open_clip.CONFIG))
     else:
         clip = load_clip(folder, texts=None if texts is None else Folder(texts), dtype=dtype)
         preprocess = read_preprocess(folder, clip.vision.config.image_size)
+        unknown = [*unknown_keys(folder.json(registry.CONFIG)), *unknown_preprocess_keys(folder)]
     if clip.vision.config.channels != 3:
         raise CheckpointError(f"{path} reads pictures of {clip.vision.config.channels} channels; they have 3 here")
     tokenizer = Tokenizer.load(path if texts is None else texts / "tokenizer")
@@ -171,6 +179,7 @@ def _load(what: What, texts: Path | None, device: torch.device, dtype: torch.dty
         tokenizer=tokenizer,
         preprocess=preprocess,
         stamp=f"{state}-{WAY}-{str(dtype).removeprefix('torch.')}",
+        unknown=(*unknown, *tokenizer.warnings),
     )
 
 

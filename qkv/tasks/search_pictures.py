@@ -128,9 +128,9 @@ def _nothing(place: str | Path, skipped: Sequence[Skipped]) -> InputError:
 
 
 def _ask(embedder: ClipEmbedder, query: str, seen: Opened | None) -> tuple[Vectors, tuple[str, ...]]:
-    """The query's vector (P,), and what was bent."""
+    """The query's vector (P,), and what was bent or left out."""
     if seen is not None:
-        return embedder.embed_pixels([embedder.see(seen.image)])[0], ()
+        return embedder.embed_pixels([embedder.see(seen.image)])[0], embedder.warnings(0)
     read = embedder.embed_texts([query])
     return read.vectors[0], embedder.warnings(read.cut)
 

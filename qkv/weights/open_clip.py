@@ -9,7 +9,6 @@ Left out: towers out of timm or Hugging Face, ResNets, and the newer blocks with
 that asks for one is refused by name.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from qkv.config import build
 from qkv.errors import ConfigError, shorten
 from qkv.models.clip import CLIP, TextConfig, VisionConfig
 from qkv.models.preprocess import MEAN, STD, Preprocess
-from qkv.weights.configs import Keys
+from qkv.published import Keys, Published
 from qkv.weights.folder import Folder
 from qkv.weights.load import load_module
 from qkv.weights.tables import Row, Table, fused, transposed
@@ -31,8 +30,17 @@ _PLAIN: dict[str, tuple[Any, ...]] = dict.fromkeys(
         *("ls_init_value", "attentional_pool", "no_ln_pre", "final_ln_after_pool", "block_type", "qk_norm"),
         *("scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc", "act_kwargs"),
         *("norm_kwargs", "timm_model_name", "hf_model_name", "embed_cls", "no_causal_mask", "proj_bias"),
+        "hf_tokenizer_name",
     ],
     (False, None),
+)
+# What training, and towers that are refused above, have beside them.
+_OF_OTHERS = frozenset(
+    {
+        *("output_tokens", "patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "tokenizer_kwargs"),
+        *("pad_id", "eos_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "timm_model_pretrained"),
+        *("timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"),
+    }
 )
 TEXT_KEYS = Keys(
     fields={
@@ -42,13 +50,28 @@ TEXT_KEYS = Keys(
         "heads": "heads",
         "layers": "layers",
     },
+    read={"mlp_ratio"},
     fixed=_PLAIN | {"pool_type": ("argmax",), "proj_type": ("linear",)},
+    harmless=_OF_OTHERS,
     absent={"width": 512, "heads": 8},
 )
 VISION_KEYS = Keys(
     fields={"image_size": "image_size", "patch_size": "patch", "width": "dim", "layers": "layers"},
+    read={"mlp_ratio", "head_width"},
     fixed=_PLAIN | {"pool_type": ("tok",), "pos_embed_type": ("learnable",)},
+    harmless=_OF_OTHERS,
     absent={"width": 768, "layers": 12, "patch_size": 16},
+)
+
+MODEL_KEYS = Keys(
+    read={"embed_dim", "quick_gelu", "text_cfg", "vision_cfg"},
+    fixed={"multimodal_cfg": (None,), "init_logit_bias": (None,), "nonscalar_logit_scale": (False,)},
+    harmless={"custom_text", "init_logit_scale", "cast_dtype", "output_dict"},
+)
+PREPROCESS_KEYS = Keys(
+    read={"size", "mean", "std", "interpolation", "resize_mode"},
+    fixed={"mode": ("RGB",)},
+    harmless={"fill_color"},  # of a mode of resizing that is refused
 )
 
 _BLOCK = [
@@ -96,9 +119,10 @@ TABLE = Table(
 )
 
 
-def clip_configs(published: Mapping[str, Any]) -> tuple[TextConfig, VisionConfig]:
+def clip_configs(published: Published) -> tuple[TextConfig, VisionConfig]:
     """The configurations of both towers from an open_clip_config.json. ConfigError."""
     model = _part(published, "model_cfg")
+    MODEL_KEYS.ours(model)
     text, vision = _part(model, "text_cfg"), _part(model, "vision_cfg")
     shared = {"proj_dim": model.get("embed_dim"), "activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
     words = TEXT_KEYS.ours(text)
@@ -109,14 +133,26 @@ def clip_configs(published: Mapping[str, Any]) -> tuple[TextConfig, VisionConfig
     return build(TextConfig, words | shared, "text_cfg"), build(VisionConfig, sight | shared, "vision_cfg")
 
 
-def _part(published: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def unknown_keys(published: Published) -> list[str]:
+    """Warnings that name the keys of an open_clip_config.json which no table knows."""
+    model = _part(published, "model_cfg")
+    return [
+        *Keys(read={"model_cfg", "preprocess_cfg"}).unknown(published, CONFIG),
+        *MODEL_KEYS.unknown(model, f"{CONFIG}: model_cfg"),
+        *TEXT_KEYS.unknown(_part(model, "text_cfg"), f"{CONFIG}: text_cfg"),
+        *VISION_KEYS.unknown(_part(model, "vision_cfg"), f"{CONFIG}: vision_cfg"),
+        *PREPROCESS_KEYS.unknown(published.get("preprocess_cfg") or {}, f"{CONFIG}: preprocess_cfg"),
+    ]
+
+
+def _part(published: Published, key: str) -> Published:
     part = published.get(key)
     if not isinstance(part, dict):
         raise ConfigError(f"{CONFIG} has no {key}; it is no CLIP of open_clip's")
     return part
 
 
-def _tokens(words: Mapping[str, Any]) -> dict[str, int]:
+def _tokens(words: Published) -> dict[str, int]:
     """The last two tokens begin and end a text, and 0 fills it up, in every vocabulary of CLIP's kind."""
     vocab = words.get("vocab", TextConfig.vocab)
     return {"start": vocab - 2, "end": vocab - 1, "pad": 0} if isinstance(vocab, int) else {}
@@ -140,9 +176,12 @@ def load_open_clip(folder: Folder, *, dtype: torch.dtype | None = None) -> CLIP:
     return load_module(lambda: CLIP(text, vision), TABLE.ours(folder.tensors(stems=(STEM,))), dtype=dtype)
 
 
-def read_preprocess(published: Mapping[str, Any], size: int) -> Preprocess:
+def read_preprocess(published: Published, size: int) -> Preprocess:
     """The `preprocess_cfg` of an open_clip_config.json, for a tower of `size` x `size` pixels. ConfigError."""
-    given = published.get("preprocess_cfg") or {}
+    given = PREPROCESS_KEYS.given(published.get("preprocess_cfg") or {})
+    PREPROCESS_KEYS.ours(given)
+    if (given_size := given.get("size", size)) not in (size, [size, size]):
+        raise ConfigError(f"{CONFIG}: size={shorten(repr(given_size))} is not supported; the model reads {size}")
     modes = {"shortest": size, "squash": (size, size)}
     mode = given.get("resize_mode", "shortest")
     if mode not in modes:

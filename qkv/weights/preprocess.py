@@ -1,16 +1,34 @@
 """How a published model wants its pictures: `preprocessor_config.json`, in its old and new spellings, and back."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qkv.config import build
 from qkv.errors import ConfigError, shorten
 from qkv.models.preprocess import Preprocess
+from qkv.published import Keys, Published
 from qkv.weights.configs import write_json
 from qkv.weights.folder import Folder
 
 FILE, NEWER = "preprocessor_config.json", "processor_config.json"
+KEYS = Keys(
+    read={
+        *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"),
+        *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+    },
+    fixed={
+        "image_processor_type": ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"),
+        "feature_extractor_type": ("CLIPFeatureExtractor", "CLIPImageProcessor"),  # its older name
+        "do_pad": (False,),
+        "default_to_square": (False,),
+        "use_square_size": (False,),
+    },
+    harmless={
+        *("processor_class", "pad_size", "data_format", "input_data_format", "device", "return_tensors"),
+        *("disable_grouping", "image_seq_length"),
+    },
+    absent={"do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True},
+)
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
 
 
@@ -27,27 +45,34 @@ def read_preprocess(folder: Folder, size: int) -> Preprocess:
     return preprocess
 
 
-def _published(folder: Folder) -> dict[str, Any] | None:
+def unknown_keys(folder: Folder) -> list[str]:
+    """A warning that names the keys of the folder's file which no table knows."""
+    return KEYS.unknown(_published(folder) or {}, FILE)
+
+
+def _published(folder: Folder) -> Published | None:
     if folder.has(FILE):
         return folder.json(FILE)
     nested = folder.json(NEWER).get("image_processor") if folder.has(NEWER) else None
     return nested if isinstance(nested, dict) else None
 
 
-def from_published(published: Mapping[str, Any]) -> Preprocess:
+def from_published(published: Published) -> Preprocess:
     """The configuration of a CLIPImageProcessor; keys that are absent are as it has them. ConfigError."""
-    values: dict[str, Any] = {}
+    KEYS.ours(published)
+    published, values = KEYS.given(published), dict[str, Any]()
     if "size" in published:
         values["resize"] = _edges("size", published["size"])
     if "crop_size" in published:
         crop = _edges("crop_size", published["crop_size"])
         values["crop"] = (crop, crop) if isinstance(crop, int) else crop
-    if published.get("resample") is not None:
+    if "resample" in published:
         values["resample"] = _resample(published["resample"])
-    if published.get("rescale_factor") is not None:
+    if "rescale_factor" in published:
         values["factor"] = published["rescale_factor"]
     for key, ours in (("image_mean", "mean"), ("image_std", "std")):
-        if (value := published.get(key)) is not None:
+        if key in published:
+            value = published[key]
             values[ours] = [value] * 3 if isinstance(value, int | float) else value
     for key, off in _OFF.items():
         if not _claim(published, key):
@@ -64,11 +89,11 @@ _OFF: dict[str, dict[str, Any]] = {
 }
 
 
-def _claim(published: Mapping[str, Any], key: str) -> bool:
-    value = published.get(key)
-    if value is not None and not isinstance(value, bool):
+def _claim(published: Published, key: str) -> bool:
+    value = published.get(key, True)
+    if not isinstance(value, bool):
         raise ConfigError(f"{FILE}: {key}={shorten(repr(value))} is not true or false")
-    return value is not False
+    return value
 
 
 def _edges(key: str, value: Any) -> Any:

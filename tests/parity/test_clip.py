@@ -268,3 +268,22 @@ def test_full_size():
         large = CLIP(TextConfig(proj_dim=768), VisionConfig(proj_dim=768))
     counts = [sum(parameter.numel() for parameter in tower.parameters()) for tower in (sd1, sd2, large)]
     assert counts == [123_060_480, 340_387_840, 427_616_513]
+
+
+def test_a_configuration_that_is_there_twice():
+    """Old files hold a tower's settings under two names; the second is the whole truth, with defaults for the rest."""
+    published = {
+        "text_config": {"hidden_size": 64, "num_hidden_layers": 3, "hidden_act": "gelu", "num_attention_heads": 2},
+        "text_config_dict": {"hidden_size": 32, "num_attention_heads": 4},
+        "vision_config": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4},
+        "vision_config_dict": None,
+    }
+    theirs = CLIPConfig(**copy.deepcopy(published))
+    text, vision = clip_configs(published)
+    for tower, config in ((text, theirs.text_config), (vision, theirs.vision_config)):
+        assert (tower.dim, tower.layers, tower.heads) == (
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+        )
+        assert tower.activation == config.hidden_act

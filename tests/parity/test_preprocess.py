@@ -12,7 +12,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from qkv.models.preprocess import Preprocess
 from qkv.tasks.embed_clip import load_clip_embedder
 from qkv.weights.folder import Folder
-from qkv.weights.preprocess import from_published, read_preprocess, save_preprocess
+from qkv.weights.preprocess import KEYS, from_published, read_preprocess, save_preprocess
 
 SETTINGS = {
     "as it is": {},
@@ -57,6 +57,21 @@ def test_grey_pictures_too():
     expected = CLIPImageProcessorPil()(image, return_tensors="np")["pixel_values"][0]
     found = Preprocess()(image.convert("RGB"))
     assert abs(found - expected).max() <= 1.001 / 255 / min(Preprocess().std)
+
+
+def test_its_keys():
+    """Every key that the installed version has, so that a new release tells us."""
+    assert set(CLIPImageProcessorPil().valid_kwargs.__annotations__) <= KEYS.names
+    assert KEYS.unknown(CLIPImageProcessorPil().to_dict(), "") == []
+
+
+@pytest.mark.parametrize("key", ["do_resize", "do_rescale", "do_normalize"])
+def test_a_switch_that_is_null_is_off(key):
+    theirs, image = CLIPImageProcessorPil(**{key: None}), next(pictures())
+    expected = theirs(image, return_tensors="np")["pixel_values"][0]
+    ours = from_published({key: None})
+    level = ours.factor / np.array(ours.std)[:, None, None]
+    assert (abs(ours(image) - expected) / level).max() <= 1.001
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -223,3 +223,17 @@ def test_what_there_is_more_of_is_searched(folder, tiny_clip, tiny_bert, home, t
     code, _, err = run("--pictures", "-o", "x.jpg")
     assert code == 2
     assert "ends in .png" in err
+
+
+def test_what_a_models_files_say_and_we_do_not_know(folder, tiny_clip, home, tmp_path):
+    shutil.copytree(tiny_clip, tmp_path / "odd")
+    for file in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        said = json.loads((tmp_path / "odd" / file).read_text())
+        (tmp_path / "odd" / file).write_text(json.dumps(said | {"gate": 1}))
+    for query in ("a dog", str(next(folder.glob("*.png")))):
+        warnings = search_pictures(query, folder, model=tmp_path / "odd").warnings
+        assert [warning.split()[1] for warning in warnings] == [
+            "config.json",
+            "preprocessor_config.json",
+            "odd/tokenizer_config.json",
+        ]

@@ -22,6 +22,7 @@ from qkv.weights.open_clip import (
     clip_configs,
     load_open_clip,
     read_preprocess,
+    unknown_keys,
 )
 
 MODEL = {
@@ -184,3 +185,24 @@ def test_its_pictures():
     assert read_preprocess({}, 224) == Preprocess()
     with pytest.raises(ConfigError, match="resize_mode='longest' is not supported"):
         read_preprocess({"preprocess_cfg": {"resize_mode": "longest"}}, 32)
+
+
+def test_unknown_keys_are_named():
+    assert unknown_keys({"model_cfg": MODEL}) == []
+    changed = {"model_cfg": MODEL | {"text_cfg": MODEL["text_cfg"] | {"gate": 1}}, "preprocess_cfg": {"blur": 2}}
+    assert [warning.split(";")[0] for warning in unknown_keys(changed)] == [
+        "unknown-keys: open_clip_config.json: text_cfg has gate",
+        "unknown-keys: open_clip_config.json: preprocess_cfg has blur",
+    ]
+
+
+def test_a_logit_bias_is_refused():
+    with pytest.raises(ConfigError, match="init_logit_bias=-10 is not supported"):
+        clip_configs({"model_cfg": MODEL | {"init_logit_bias": -10}})
+
+
+def test_a_size_that_is_not_the_towers_is_refused():
+    for size in (32, [32, 32], None):
+        assert read_preprocess({"preprocess_cfg": {"size": size}}, 32) == read_preprocess({}, 32)
+    with pytest.raises(ConfigError, match="size=64 is not supported; the model reads 32"):
+        read_preprocess({"preprocess_cfg": {"size": 64}}, 32)

@@ -7,7 +7,7 @@ import pytest
 from qkv.errors import ConfigError
 from qkv.models.preprocess import MEAN, Preprocess
 from qkv.weights.folder import Folder
-from qkv.weights.preprocess import from_published, read_preprocess
+from qkv.weights.preprocess import KEYS, from_published, read_preprocess, unknown_keys
 
 
 def test_openais_own_file():
@@ -49,6 +49,9 @@ def test_the_newer_place(tmp_path):
         ({"image_mean": "grey"}, "mean='grey' is not"),
         ({"rescale_factor": float("nan")}, "is not a finite number"),
         ({"size": "224"}, "size='224' is not supported"),
+        ({"default_to_square": True}, "default_to_square=True is not supported"),
+        ({"do_pad": True}, "do_pad=True is not supported"),
+        ({"image_processor_type": "ViTImageProcessor"}, "image_processor_type='ViTImageProcessor' is not supported"),
         ({"size": {"shortest_edge": "x"}}, "resize='x' is not"),
         ({"crop_size": 10**9}, "is out of range"),
         ({"do_center_crop": False}, "would keep a shape of their own"),
@@ -59,3 +62,13 @@ def test_what_cannot_be_honoured(published, message, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(published))
     with pytest.raises(ConfigError, match=message):
         read_preprocess(Folder(tmp_path), 224)
+
+
+def test_null_is_absent():
+    assert from_published(dict.fromkeys(KEYS.names - KEYS.absent.keys())) == Preprocess()
+
+
+def test_unknown_keys_are_named(tmp_path):
+    assert unknown_keys(Folder(tmp_path)) == []
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"crop_pct": 0.9, "size": 224}))
+    assert unknown_keys(Folder(tmp_path))[0].startswith("unknown-keys: preprocessor_config.json has crop_pct;")
