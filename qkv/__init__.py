@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from qkv.sample.tokens import Sampling
     from qkv.tasks.chat import ChatRequest, Conversation, achat, achatting, chat, chatting
     from qkv.tasks.classify import Classified, classify
+    from qkv.tasks.classify_text import Tagged, classify_text, tag_text
     from qkv.tasks.complete import CompleteRequest, acomplete, acompleting, complete, completing
     from qkv.tasks.draw import Progress, draw, drawing
     from qkv.tasks.embed import embed
@@ -61,6 +62,7 @@ _HOMES = {
     "sample.tokens": "Sampling",
     "tasks.chat": "ChatRequest Conversation achat achatting chat chatting",
     "tasks.classify": "Classified classify",
+    "tasks.classify_text": "Tagged classify_text tag_text",
     "tasks.complete": "CompleteRequest acomplete acompleting complete completing",
     "tasks.draw": "Progress draw drawing",
     "tasks.embed": "embed",

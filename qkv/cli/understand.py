@@ -20,9 +20,12 @@ from qkv.cli.text import Model, warn
 from qkv.errors import InputError, shorten
 from qkv.progress import Bar, track
 from qkv.textfiles import lines as split
+from qkv.textfiles import read_text
 
 if TYPE_CHECKING:
     from qkv.index.passages import Skipped
+    from qkv.tasks.classify import Classified
+    from qkv.tasks.classify_text import Head
     from qkv.tasks.embed import Embedder, Vectors
 
 CHUNK = 4096  # texts whose vectors are printed at once
@@ -219,14 +222,40 @@ class LabelsCommand(typer.core.TyperCommand):
 @verb
 def classify(
     shared: Shared,
-    picture: Annotated[Path, typer.Argument(help="A PNG, JPEG or WebP file.")],
+    what: Annotated[str, typer.Argument(metavar="PICTURE|TEXT|-", help="A picture's file; or a text, or its file.")],
     labels: Annotated[list[str] | None, typer.Option(metavar="TEXT...", help="Two or more, in your own words.")] = None,
     model: Model = None,
 ) -> None:
-    """Say which of some labels fits a picture, and how likely each is."""
+    """Say which of some labels fits a picture; or by a model that was trained for it, what a text or its words are."""
+    if model and not labels:
+        from qkv.fetch.pull import find
+        from qkv.tasks.classify_text import trained_head
+
+        if head := trained_head(find(model, offline=shared.offline)):
+            _classify_text(shared, what, model, head)
+            return
     from qkv.tasks.classify import classify as run
 
-    found = run(picture, labels or [], model=model, threads=shared.threads, **_where(shared))
+    _say_labels(shared, run(Path(what), labels or [], model=model, threads=shared.threads, **_where(shared)))
+
+
+def _classify_text(shared: Shared, what: str, model: str, head: "Head") -> None:
+    from qkv.tasks.classify_text import classify_text, tag_text
+
+    file = None if what == "-" else named_file(what)
+    text = piped() if what == "-" else read_text(file) if file else what
+    where = {"model": model, "threads": shared.threads, **_where(shared)}
+    if head == "classifier":
+        _say_labels(shared, classify_text(text, **where))
+        return
+    found = tag_text(text, **where)
+    warn(found.warnings)
+    for one in found.words:
+        values = {**dataclasses.asdict(one), "model": found.model}
+        shared.say(f"{one.probability:6.3f}  {one.label:10}  {one.word}", values)
+
+
+def _say_labels(shared: Shared, found: "Classified") -> None:
     warn(found.warnings)
     for one in found.labels:
         shared.say(f"{one.probability:6.3f}  {one.label}", {**dataclasses.asdict(one), "model": found.model})
