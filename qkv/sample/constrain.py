@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qkv.errors import InputError, MissingDependencyError, shorten
+from qkv.sample.bounds import keep_bounds
 from qkv.sample.tokens import quoted
 
 if TYPE_CHECKING:
@@ -152,8 +153,10 @@ def from_schema(lexicon: Lexicon, schema: Mapping[str, Any] | str) -> Grammar:
 def _schema_text(schema: object) -> str:
     try:
         schema = json.loads(schema) if isinstance(schema, str) else schema
-        text = json.dumps(schema, allow_nan=False)
-    except (ValueError, TypeError, RecursionError) as error:
+        text = json.dumps(keep_bounds(schema), allow_nan=False)
+    except InputError:
+        raise
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise InputError(f"schema: it is not JSON: {shorten(str(error), 200)}") from error
     if not isinstance(schema, Mapping):
         raise InputError(f"schema={quoted(schema)} is not a JSON object")
