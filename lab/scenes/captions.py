@@ -222,7 +222,7 @@ def plural(phrase: str) -> str:
 def _head(phrase: str) -> str:
     """The phrase up to what follows its noun."""
     if re.match(r"(wo)?man |person |people ", phrase):
-        phrase = re.split(r" \w+ing\b", phrase)[0]
+        phrase = re.split(r" (?:mountain )?\w+ing\b", phrase)[0]
     return re.split(r" (?:of|with|in|on|and|without|behind|wearing|holding|playing|for|from|to|at|facing)\b", phrase)[0]
 
 
