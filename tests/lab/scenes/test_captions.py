@@ -153,7 +153,8 @@ def test_an_unknown_language(scenes, words):
     [
         ("dog", "dogs"), ("box", "boxes"), ("cherry", "cherries"), ("toy", "toys"), ("woman", "women"),
         ("cut of meat", "cuts of meat"), ("man with beard", "men with beard"), ("mouse", "mice"),
-        ("woman scientist", "women scientists"), ("man mountain biking", "men mountain biking"), ("man surfing", "men surfing"), ("police officer", "police officers"),
+        ("woman scientist", "women scientists"), ("man mountain biking", "men mountain biking"),
+        ("man surfing", "men surfing"), ("police officer", "police officers"),
         ("dress", "dresses"), ("octopus", "octopuses"), ("blue wolf", "blue wolves"), ("rhinoceros", "rhinoceroses"),
         ("french fries", "french fries"), ("sandwich", "sandwiches"),
     ],
