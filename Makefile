@@ -46,7 +46,7 @@ peers:
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) torch
-	$(PIP) -e '.[translate]'
+	$(PIP) -e .
 	@touch $@
 
 .venv/installed-dev: .venv/installed

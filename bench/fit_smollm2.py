@@ -1,4 +1,4 @@
-"""SmolLM2 before and after it is fitted to a small domain (recipes/chat-shelves.toml, chat-shelves-preference.toml).
+"""SmolLM2 before and after it is fitted to a small domain (recipes chat-shelves, chat-shelves-preference).
 
 Measured on held-out items: the share of answers that are exactly right (greedy), and of right shelves; the mean loss of
 the right answers; and what was forgotten, as the perplexity of texts that have nothing to do with it: WordNet's
@@ -20,7 +20,7 @@ from qkv.train.conversations import Speaker, messages, read_conversations
 from qkv.train.finetune import Start, answer_loss, open_start, read_examples
 from qkv.train.recipes import run
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[1] / "qkv" / "recipes"
 HELD_OUT = RECIPES / "shelves/held-out.jsonl"
 RULE = "Answer with the item, a slash, and its shelf: nature, food, travel, leisure or tools. Example: 'item / shelf'."
 

@@ -1,6 +1,6 @@
 """How well mails are told apart, by a fine-tuned model and by scikit-learn's TF-IDF with a logistic regression.
 
-    qkv train recipes/bert-spam.toml
+    qkv train bert-spam
     python bench/spam_vs_tfidf.py [RUN/model] [--context N] [--json]
 
 Both learn from the same four fifths of the corpus and are measured on the same fifth. The baseline reads words and

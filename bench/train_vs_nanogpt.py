@@ -2,7 +2,7 @@
 
 Its README: 4 layers, 4 heads, dim 128, context 64, batch 12, 2000 iterations, no dropout, a validation loss of about
 1.88. The peer here is that setting written down anew in plain PyTorch: model, AdamW, schedule, clipping and batches are
-those that it publishes; none of its code is used. Ours are recipes/shakespeare-char.toml (the same setting) and
+those that it publishes; none of its code is used. Ours are qkv/recipes/shakespeare-char.toml (the same setting) and
 shakespeare-char-fast.toml. Runs take turns, a seed a round, in processes of their own; what is timed is training alone,
 with all that our loop does around it (averaging, records, curves, a checkpoint). All are judged in fp32 on the whole
 last tenth of the text, in windows of 64 characters one after the other.
@@ -136,7 +136,7 @@ def train_ours(recipe_name: str, data: Path, seed: int, threads: int, steps: int
     torch.set_num_threads(threads)
     changes = [f'data="{data}"', f"fit.seed={seed}", "fit.save_every=1000000", "fit.sample_every=1000000"]
     changes += [f"fit.steps={steps}"] if steps else []
-    values = read_toml(ROOT / "recipes" / f"{recipe_name}.toml", changes)
+    values = read_toml(ROOT / "qkv" / "recipes" / f"{recipe_name}.toml", changes)
     values.pop("task")
     recipe = build(Recipe, values)
     text = read_text(recipe.data)

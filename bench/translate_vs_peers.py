@@ -18,7 +18,7 @@ from typing import Any
 
 from measure import machine, prepare, ratios, report, spread, table, take_turns, worker
 
-RECIPE = "recipes/translate-multi30k.toml"
+RECIPE = "qkv/recipes/translate-multi30k.toml"
 STEPS = 3  # of training a turn
 
 

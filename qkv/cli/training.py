@@ -12,7 +12,7 @@ from qkv.errors import InputError, shorten
 @verb
 def train(
     shared: Shared,
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/NAME.toml.")],
+    recipe: Annotated[str, typer.Argument(help="Such as shakespeare-char, which comes along; or a .toml file.")],
     changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="In place of its own.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     start: Annotated[

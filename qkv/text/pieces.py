@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qkv.errors import CheckpointError, InputError, MissingDependencyError, OutputError, shorten
+from qkv.errors import CheckpointError, InputError, OutputError, shorten
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -26,7 +26,7 @@ MAX_FILE = 64 << 20  # published ones are below 2 MB
 class Pieces:
     """`source` and `target` are SentencePiece models as bytes; `ids` numbers all pieces, `</s>`, `<unk>` and `<pad>`.
 
-    Raises CheckpointError if these are not what they should be, MissingDependencyError without sentencepiece.
+    Raises CheckpointError if these are not what they should be.
     """
 
     def __init__(self, source: bytes, target: bytes, ids: Mapping[str, int]) -> None:
@@ -92,10 +92,8 @@ def read_pieces(source: bytes, target: bytes, vocabulary: bytes) -> Pieces:
 
 def learn_pieces(texts: Iterable[str], vocab: int, *, byte_fallback: bool = True) -> Pieces:
     """A BPE of `vocab` tokens over `texts` in both languages. InputError if they give no such vocabulary."""
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise MissingDependencyError.needs("sentencepiece", "translate") from error
+    import sentencepiece
+
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -121,10 +119,8 @@ def learn_pieces(texts: Iterable[str], vocab: int, *, byte_fallback: bool = True
 
 
 def _open(model: bytes) -> "SentencePieceProcessor":
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise MissingDependencyError.needs("sentencepiece", "translate") from error
+    import sentencepiece
+
     if not 0 < len(model) <= MAX_FILE:
         raise CheckpointError(f"the SentencePiece model has {len(model)} bytes; it must be 1 to {MAX_FILE}")
     try:

@@ -1,4 +1,4 @@
-"""A training run from its TOML file: `qkv train recipes/NAME.toml [key=value ...]`.
+"""A training run from its TOML file: `qkv train FILE.toml [key=value ...]`, or the NAME of one that comes along.
 
 The file's `task` is a key of TASKS. Each names a module that holds `Recipe`, a dataclass that says what the file may
 hold, and `train`, a function that builds model and batches and calls `fit`. A recipe names a key, never a module, so a
@@ -17,7 +17,7 @@ from PIL.Image import Image
 from torch import nn
 
 from qkv.config import as_dict, build, read_toml
-from qkv.errors import ConfigError, unknown
+from qkv.errors import ConfigError, NotFoundError, unknown
 from qkv.train.loop import Batch, FitConfig, Loss, Model, Result, fit
 
 TASKS = {
@@ -28,6 +28,9 @@ TASKS = {
     "preference": "qkv.train.preference",
     "translation": "qkv.train.translation",
 }
+
+
+SHIPPED = Path(__file__).parents[1] / "recipes"
 
 
 class Trained(Protocol):
@@ -94,8 +97,26 @@ def find_task(key: object, path: Path) -> tuple[type[Any], Train]:
     return module.Recipe, module.train
 
 
+def find_recipe(name: str | Path) -> Path:
+    """A recipe's file, or that of the name of one that comes with the package. NotFoundError."""
+    path, shipped = Path(name), {file.stem: file for file in SHIPPED.glob("*.toml")}
+    if path.is_file() or path.suffix or len(path.parts) != 1:
+        return path
+    if path.name not in shipped:
+        raise NotFoundError(f"{unknown('recipe', path.name, shipped)}; or name a .toml file")
+    return shipped[path.name]
+
+
+def _shipped_paths(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The values of a recipe; the files that come along with it (recipes/shelves/train.jsonl) are found anywhere."""
+    if path.parent != SHIPPED:
+        return values
+    beside = {key: SHIPPED.parent / text for key, text in values.items() if isinstance(text, str)}
+    return values | {key: str(file) for key, file in beside.items() if values[key].startswith("recipes/")}
+
+
 def run(
-    path: Path,
+    name: str | Path,
     overrides: Iterable[str] = (),
     *,
     folder: Path | None = None,
@@ -103,9 +124,10 @@ def run(
     resume: bool | Path = False,
     progress: bool = True,
 ) -> Result[Any]:
-    """Trains the recipe at `path` in `folder` (default: runs/<its name>), `resume` as in `fit`. Raises ConfigError and
-    what `fit` does."""
-    values = read_toml(path, overrides)
+    """Trains the recipe of that name or file in `folder` (default: runs/<its name>), `resume` as in `fit`. Raises
+    NotFoundError, ConfigError and what `fit` does."""
+    path = find_recipe(name)
+    values = _shipped_paths(read_toml(path, overrides), path)
     task = values.pop("task", None)
     recipe_type, train = find_task(task, path)
     context = Context(

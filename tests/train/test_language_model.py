@@ -34,7 +34,7 @@ from qkv.weights.decoder import load_decoder
 from qkv.weights.folder import Folder
 
 TEXT = "".join(f"{i} green bottles hanging on the wall, and {i - 1} more — é\n" for i in range(400))
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[2] / "qkv" / "recipes"
 SMALL = ["model.dim=32", "model.layers=2", "model.heads=2", "model.ffn_dim=64", "model.context=16", "batch=4"]
 SHORT = ["fit.steps=6", "fit.save_every=3", "fit.sample_every=3", "fit.log_every=1"]
 
