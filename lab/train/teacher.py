@@ -17,6 +17,7 @@ import torch
 from lab.emblem import dataset
 from qkv.atomic import replacing
 from qkv.errors import NotFoundError
+from qkv.loaded.files import fingerprint
 from qkv.progress import track
 from qkv.weights.bert import load_bert
 from qkv.weights.folder import Folder
@@ -26,10 +27,10 @@ Vectors = npt.NDArray[np.float16]
 
 
 def vectors(teacher: Path, texts: Sequence[str], *, progress: bool = True) -> Vectors:
-    """The teacher's vectors (N, D), of length 1, of N texts; kept beside the data set under a hash of both."""
+    """The teacher's vectors (N, D), of length 1, of N texts; kept under a hash of what both hold."""
     if not (teacher / "tokenizer.json").is_file():
         raise NotFoundError(f"no sentence encoder in {teacher}; the recipe says where to get one")
-    digest = hashlib.sha256("\0".join((str(teacher), *texts)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join((fingerprint(teacher), *texts)).encode()).hexdigest()[:16]
     path = dataset.data_folder().parent / "teacher" / f"{digest}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import gc
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -78,6 +79,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 def main(arguments: Sequence[str] | None = None, *, app: typer.Typer = app, name: str = "qkv") -> NoReturn:
     """Runs `arguments` (default: the process's) and exits: 0, 1 (a fault of ours), 2 (the user's), 130 (Ctrl-C)."""
     open_doors()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of what is odd in a stranger's picture
     gc.set_threshold(100_000, 50, 50)  # what is imported stays: looking for garbage in it takes 0.1 s of the start
     atexit.register(gc.freeze)  # and 0.25 s of the end
     try:

@@ -3,13 +3,12 @@
 Which of the three it is, its first bytes tell, so that no other decoder is ever reached; its pixels are counted before
 any is decoded. What comes out is RGB as a person would see it: turned as EXIF says, on white where it is transparent,
 16 bits as 8. Of an animation it is the first frame. Left out: colour profiles, and smaller versions inside a file.
+What Pillow warns of in a file is Python's to show or not: its filters belong to the process, and to nobody here.
 """
 
 import io
 import os
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -128,22 +127,13 @@ def open_picture(path: str | Path) -> Opened:
     """The picture in a file. InputError."""
     data = read_file(Path(path))
     try:
-        with quiet():
-            return decode(data)
+        return decode(data)
     except UnreadableError as error:
         raise InputError(f"cannot read {shorten(str(path), 200)}: {error}") from error
 
 
 class UnreadableError(InputError):
     """Bytes that are no picture; the message is the reason alone."""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within, Pillow does not warn of what is odd in a file. Warnings belong to the process, not to a thread."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def decode(data: bytes) -> Opened:

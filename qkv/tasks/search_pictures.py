@@ -31,7 +31,6 @@ from qkv.pictures.files import (
     find_pictures,
     open_picture,
     picture_named,
-    quiet,
     read_file,
     thumbnail,
 )
@@ -166,8 +165,7 @@ class _Index:
     def _take(self, files: Sequence[Path], pool: ThreadPoolExecutor) -> Vectors:
         """The vectors of those of the files that can be read."""
         read: list[_Seen] = []
-        with quiet():
-            looked = list(pool.map(self._look, files))
+        looked = list(pool.map(self._look, files))
         for file, one in zip(files, looked):
             if isinstance(one, Skipped):
                 self.skipped.append(one)
