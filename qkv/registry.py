@@ -17,6 +17,8 @@ from typing import Any
 from qkv.config import build, read_toml
 from qkv.errors import InputError, NotFoundError, OutputError, shorten, unknown
 
+MAX_PARTS = 1000  # of a split GGUF file
+
 ASSETS = Path(__file__).with_name("assets")
 INDEX = "model_index.json"  # what a pipeline's folder has
 CONFIG = "config.json"  # what a Transformer's folder has
@@ -136,7 +138,17 @@ def _described(folder: Path) -> bool:
 
 
 def _ggufs(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.gguf") if os.path.isfile(path))
+    """Those in a folder, a split one by its first part."""
+    found = sorted(path for path in folder.glob("*.gguf") if os.path.isfile(path))
+    return [path for path in found if parts(path.name)[0] == path.name]
+
+
+def parts(file: str) -> list[str]:
+    """The names of all files of a GGUF model that llama.cpp has split, the first first; a whole one is its own."""
+    match = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})\.gguf", file)
+    if match is None or not 0 < int(match[2]) <= int(match[3]) <= MAX_PARTS:
+        return [file]
+    return [f"{match[1]}-{number:05d}-of-{match[3]}.gguf" for number in range(1, int(match[3]) + 1)]
 
 
 def entry(folder: Path) -> Path:

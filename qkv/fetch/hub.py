@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qkv.errors import CheckpointError, MissingDependencyError, NotFoundError, QkvError, shorten
-from qkv.registry import CONFIG, INDEX
+from qkv.registry import CONFIG, INDEX, parts
 
 TEXTS = (".json", ".txt", ".jinja", ".spm")  # configuration, vocabulary, chat template, pieces
 CARDS = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
@@ -111,6 +111,8 @@ def _some(names: Iterable[str], *endings: str) -> str:
 
 def cached(id: Id) -> Path | None:
     """The model's folder, or the GGUF file, in the hub's cache if it is there whole. Never uses the network."""
+    if id.file and not all(_kept(id.repo, name, id.revision) for name in parts(id.file)):
+        return None
     for name in (id.file,) if id.file else (INDEX, CONFIG):
         if path := _kept(id.repo, name, id.revision):
             return path if id.file else _whole(path.parent)
@@ -140,7 +142,9 @@ def ask(id: Id) -> Offer:
     found = {file.rfilename: file for file in info.siblings or ()}
     if id.file and id.file not in found:
         raise NotFoundError(f"{id.repo} has no file {id.file}; its GGUF files: {_some(found, '.gguf') or 'none'}")
-    names = [id.file] if id.file else wanted(id.repo, found)
+    names = [*(name for name in parts(id.file) if name != id.file), id.file] if id.file else wanted(id.repo, found)
+    if absent := [name for name in names if name not in found]:
+        raise NotFoundError(f"{id} is split, and {id.repo} has not all of its parts: no {shorten(', '.join(absent))}")
     commit = str(info.sha)
     missing = sum(found[name].size or 0 for name in names if not _kept(id.repo, name, commit))
     files = {name: getattr(found[name].lfs, "sha256", None) for name in names}

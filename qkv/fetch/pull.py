@@ -131,7 +131,7 @@ def _copy(source: Path, name: str | None) -> Path:
     if name in registry.names():
         raise InputError(f"there is a model {name} already; give the copy another name, or run: qkv models rm {name}")
     if source.is_file():
-        files = {source.name: source}
+        files = {part: source.with_name(part) for part in registry.parts(source.name)}
     else:  # two levels are all that a model has, and what a wrong folder such as / can be looked through in
         found = (path.relative_to(source).as_posix() for level in ("*", "*/*") for path in source.glob(level))
         files = {file: Folder(source).file(file) for file in hub.wanted(str(source), found)}

@@ -14,6 +14,8 @@ from qkv.sample.beam import EarlyStopping, check_beams
 from qkv.sample.rules import TokenRules
 from qkv.sample.stops import check_stops
 from qkv.sample.tokens import Sampling, whole
+from qkv.weights.gguf import GGUF
+from qkv.weights.gguf_keys import read_keys
 
 if TYPE_CHECKING:
     from qkv.sample.translation_beam import Search
@@ -99,6 +101,16 @@ def from_config(config: Mapping[str, Any]) -> Generation:
     """From the config.json of a folder without a generation_config.json, as older ones have it."""
     known = KEYS.names.difference(KEYS.harmless)
     return read_generation({key: value for key, value in config.items() if key in known}, file="config.json")
+
+
+def from_gguf(gguf: GGUF) -> Generation:
+    """From the metadata of a GGUF file, which may say how llama.cpp would draw. ConfigError."""
+    try:
+        sampling, warnings = read_keys(gguf.metadata)
+        Sampling(**sampling)
+    except (ConfigError, InputError) as error:
+        raise ConfigError(f"{gguf.path}: {error}") from error
+    return Generation(sampling=sampling, warnings=tuple(warnings))
 
 
 def translation_search(told: Generation, *, end: int) -> "Search":

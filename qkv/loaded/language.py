@@ -19,7 +19,7 @@ from qkv.engine.sequence import Request
 from qkv.errors import ConfigError, InputError, shorten
 from qkv.fetch.pull import find
 from qkv.loaded import generation, models
-from qkv.loaded.generation import Generation
+from qkv.loaded.generation import Generation, from_gguf
 from qkv.loaded.models import What
 from qkv.loaded.where import Where
 from qkv.models.decoder_config import DecoderConfig
@@ -168,14 +168,15 @@ def _from_gguf(path: Path, device: str, dtype: str) -> Language:
     from qkv.weights.gguf_decoder import load_gguf, read_decoder
 
     gguf = open_gguf(path)
-    tokenizer = LanguageTokenizer.from_gguf(gguf.metadata)
+    told, tokenizer = from_gguf(gguf), LanguageTokenizer.from_gguf(gguf.metadata)
     runner, warnings = _runner(lambda: read_decoder(gguf), lambda dtype: load_gguf(path, dtype), device, dtype)
     return Language(
         name=path.stem,
         tokenizer=tokenizer,
         load_template=lambda: ChatTemplate.from_gguf(gguf.metadata),
         engine=Engine(runner),
-        warnings=warnings,
+        generation=told,
+        warnings=(*told.warnings, *warnings),
     )
 
 
@@ -198,7 +199,7 @@ def _from_folder(path: Path, device: str, dtype: str) -> Language:
         load_template=lambda: ChatTemplate.load(path),
         engine=Engine(runner),
         generation=told,
-        warnings=(*told.warnings, *warnings),
+        warnings=(*tokenizer.vocabulary.warnings, *told.warnings, *warnings),
     )
 
 

@@ -147,7 +147,8 @@ class TokenSampler:
         self._random = None if sampling.temperature == 0 else np.random.Generator(np.random.Philox(sampling.seed))
         self._scorer = None
         if not sampling.plain:
-            ruling = Ruling(sampling.rules, prompt, written=written, left=left, stops=stops)
+            ends = [token for token in stops if token < vocab]  # a tokenizer may have more than its model
+            ruling = Ruling(sampling.rules, prompt, written=written, left=left, stops=ends)
             self._scorer = _Scorer(sampling, prompt, vocab, written, ruling)
 
     def next(self, logits: npt.NDArray[np.float32]) -> Choice:

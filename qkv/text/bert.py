@@ -19,15 +19,18 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from qkv.errors import CheckpointError, InputError, OutputError, shorten
 from qkv.text.language import MAX_TEXT
-from qkv.text.vocabulary import MAX_ID, read_folder, read_json, read_text
+from qkv.text.language_files import Told, complete, read_folder, read_told, tokens_of
+from qkv.text.vocabulary import MAX_ID, Added, backend_token, read_json, read_text
 from qkv.text.words import valid_text
 
 FILES = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"),
-    *("tokenizer_config.json", "special_tokens_map.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 # Atoms in brackets hold no other bracket; the published pattern would look for their end to the end of the text.
 SMILES = r"\[[^\[\]]{1,64}\]|Br?|Cl?|[NOSPFIbcnops().=#+\\/:~@?*$-]|>>?|%[0-9]{2}|[0-9]"
+# Classes that clean a text as tokenizer_config.json says, whatever tokenizer.json does.
+_BERTS = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer", "MobileBertTokenizer")
 MAX_WORD = 1000  # characters of a word; longer ones are unknown
 
 
@@ -51,8 +54,10 @@ class BertTokenizer:
 
     `vocab`: the size that an embedding needs. `first`, `last`: the ids around every text; `pad`: what stands where
     there is none; `mask`: the id of what is to be filled in, None if there is none, and `control.mask` its spelling.
-    `swallows`: the space before a mask belongs to what was masked.
+    `swallows`: the space before a mask belongs to what was masked. `warnings` name what the folder says in vain.
     """
+
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -77,32 +82,49 @@ class BertTokenizer:
         """From a published folder: tokenizer.json, or vocab.txt, or vocab.json and merges.txt. CheckpointError."""
         folder = Path(folder)
         files = {name: read_text(folder / name) for name in FILES if (folder / name).exists()}
-        told = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
-        whole = read_json(folder / "tokenizer.json")
-        names = {ours: name for key, ours in _KEYS.items() if (name := _spelled(told.get(key)))}
         try:
-            match whole.get("model"):
-                case {"type": "WordPiece", "vocab": dict(ids), **model}:
-                    options = _json_options(whole)
-                    return cls._wordpiece(ids, Control(**names), files, model.get("max_input_chars_per_word"), options)
-                case {"type": "BPE"}:
-                    return cls._byte_level(folder, Control(**vars(ROBERTA) | names), files)
-                case dict(other):
-                    raise CheckpointError(f"a {shorten(str(other.get('type')))} model; WordPiece and BPE are read")
-            if "vocab.txt" not in files:
-                return cls._byte_level(folder, Control(**vars(ROBERTA) | names), files)
-            lines = files["vocab.txt"].replace("\r\n", "\n").removesuffix("\n").split("\n")
-            ids = {token: id for id, token in enumerate(lines)}
-            if ">>" in ids and not any(token.startswith("##") for token in ids):
-                return cls._smiles(ids, Control(**names), files)
-            return cls._wordpiece(ids, Control(**names), files, None, _config_options(told))
+            told = read_told(folder)
+            found = cls._read(folder, told, files)
         except CheckpointError as error:
             raise CheckpointError(f"the tokenizer in {folder}: {error}") from error
+        found.warnings = told.warnings
+        return found
+
+    @classmethod
+    def _read(cls, folder: Path, told: Told, files: Mapping[str, str]) -> "BertTokenizer":
+        whole = read_json(folder / "tokenizer.json")
+        names = {ours: token.content for key, ours in _KEYS.items() if (token := told.named.get(key))}
+        match whole.get("model"):
+            case {"type": "WordPiece", "vocab": dict(ids), **model}:
+                options = _json_options(whole) | (_config_options(told.config) if told.kind in _BERTS else {})
+                longest = model.get("max_input_chars_per_word")
+                added = complete(ids, [*tokens_of(whole), *told.added], told.named)
+                return cls._wordpiece(ids, Control(**names), files, longest, options, added)
+            case {"type": "BPE"}:
+                return cls._byte_level(folder, Control(**vars(ROBERTA) | names), files)
+            case dict(other):
+                raise CheckpointError(f"a {shorten(str(other.get('type')))} model; WordPiece and BPE are read")
+        if "vocab.txt" not in files:
+            return cls._byte_level(folder, Control(**vars(ROBERTA) | names), files)
+        lines = files["vocab.txt"].replace("\r\n", "\n").removesuffix("\n").split("\n")
+        ids = {token: id for id, token in enumerate(lines)}
+        if ">>" in ids and not any(token.startswith("##") for token in ids):
+            return cls._smiles(ids, Control(**names), files)
+        added = complete(ids, told.added, told.named)
+        return cls._wordpiece(ids, Control(**names), files, None, _config_options(told.config), added)
 
     @classmethod
     def _wordpiece(
-        cls, ids: dict[str, int], control: Control, files: Mapping[str, str], longest: object, options: dict[str, Any]
+        cls,
+        ids: dict[str, int],
+        control: Control,
+        files: Mapping[str, str],
+        longest: object,
+        options: dict[str, Any],
+        added: Iterable[Added] = (),
     ) -> "BertTokenizer":
+        words = [token for token in added if not token.control and token.content not in vars(control).values()]
+        ids = ids | {token.content: token.id for token in words}
         plain = _plain(ids, control)
         longest = longest if type(longest) is int and 0 < longest <= MAX_WORD else 100
         encoder = tokenizers.Tokenizer(
@@ -111,6 +133,7 @@ class BertTokenizer:
         encoder.normalizer = normalizers.BertNormalizer(**options)
         encoder.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         encoder.decoder = decoders.WordPiece()
+        encoder.add_tokens([backend_token(token) for token in words])
         return cls(encoder, ids, control, files)
 
     @classmethod
@@ -232,13 +255,6 @@ def _config_options(config: Mapping[str, Any]) -> dict[str, Any]:
         "strip_accents": strip if isinstance(strip, bool) else None,
         "lowercase": config.get("do_lower_case", True) is True,
     }
-
-
-def _spelled(token: object) -> str | None:
-    match token:
-        case str(name) | {"content": str(name)} if name:
-            return name
-    return None
 
 
 def _valid(text: str) -> str:

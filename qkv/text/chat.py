@@ -81,7 +81,8 @@ class ChatTemplate:
         back = {ord(other): first for first, other in private.items()}
         turns = [{"role": turn.role, "content": _hide(turn.content, tokenizer.control, private)} for turn in messages]
         v = tokenizer.vocabulary
-        named = {key: name for key, name in (("bos_token", v.bos), ("eos_token", v.eos)) if name is not None}
+        ends = {key: name for key, name in (("bos_token", v.bos), ("eos_token", v.eos)) if name is not None}
+        named = {**v.named, **ends}
         text = self._template.render(
             {"messages": turns, "add_generation_prompt": answer, "tools": None, "documents": None, **named}
         )

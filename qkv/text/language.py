@@ -21,7 +21,8 @@ from typing import Any
 import tokenizers
 
 from qkv.errors import CheckpointError, InputError, shorten
-from qkv.text.vocabulary import BYTE_OF, MAX_ID, Vocabulary, backend_token, read_folder, read_gguf, write_folder
+from qkv.text.language_files import read_folder
+from qkv.text.vocabulary import BYTE_OF, MAX_ID, Vocabulary, backend_token, read_gguf, write_folder
 from qkv.text.words import SPACE, valid_text
 
 MAX_TEXT = 4_000_000  # characters; tokenising takes about a second a million
@@ -50,7 +51,7 @@ class LanguageTokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "LanguageTokenizer":
-        """From a published folder (see `vocabulary`). CheckpointError."""
+        """From a published folder (see `language_files`). CheckpointError."""
         vocabulary = read_folder(Path(folder))
         try:
             return cls(vocabulary)

@@ -7,10 +7,9 @@ the size of every text or container that is made, printed, compared or looped ov
 replace, join, indent) is paid in advance. Filters, tests and methods are those that published chat templates use; what
 is not listed does not exist, since so many of jinja2's take a width.
 
-No budget is a time, so a template that renders once always renders; only `strftime_now`, which published templates
-know, reads a clock. A budget that is spent is a
-CheckpointError, as is any error within a template; `raise_exception`, by which templates refuse conversations, is an
-InputError. Left out: includes, blocks, imports and filter blocks, which no chat template can use.
+A budget is counted, not timed, so a template that renders once always renders; only `strftime_now` asks a clock. A
+budget that is spent is a CheckpointError, as is any error within a template; `raise_exception`, by which templates
+refuse conversations, is an InputError. Left out: includes, blocks and imports, which no chat template can use.
 """
 
 import json
@@ -63,7 +62,7 @@ _COMPARISONS = (
 )
 _REFUSED = (
     *(nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends, nodes.Block),
-    *(nodes.FilterBlock, nodes.CallBlock, nodes.EvalContextModifier),
+    *(nodes.CallBlock, nodes.EvalContextModifier),
 )
 _WITHOUT_WORK = {"count", "default", "first", "last", "length"}
 _STRFTIME = re.compile(r"(?:[^%]|%-?[A-Za-z%]){0,80}")  # a width could ask for any amount of memory

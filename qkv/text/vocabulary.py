@@ -1,8 +1,7 @@
-"""What a language tokenizer is made of, and where it is read from: a published folder, or the metadata of a GGUF file.
+"""What a language tokenizer is made of, how it is read from the metadata of a GGUF file, and how it is written.
 
-A folder has tokenizer.json, or GPT-2's vocab.json and merges.txt; tokenizer_config.json and special_tokens_map.json
-name the control tokens, generation_config.json and config.json the ids that end an answer. Of tokenizer.json only data
-is taken: vocabulary, merges, added tokens, and rules that `words` knows. Files are bounded before they are read.
+Published folders are read in `language_files`. Of any file only data is taken: vocabulary, merges, added tokens, and
+rules that `words` knows. Files are bounded before they are read.
 """
 
 import json
@@ -18,7 +17,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 from qkv.errors import CheckpointError, OutputError, shorten
 from qkv.text.gguf_pieces import piece_merges, piece_rules
-from qkv.text.words import Rules, byte_rules, gguf_rules, json_rules
+from qkv.text.words import Rules, gguf_rules
 from qkv.textfiles import NotTextError, refuse_pointer
 
 MAX_BYTES = 24 << 20  # a file of the folder; the longest published ones that are read here have 17 MB
@@ -32,6 +31,7 @@ _NEEDED_BYTES = {9, 10, 13, *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2,
 
 _CONTROL = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 _NORMAL, _UNKNOWN, _CONTROLS, _USER, _UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type
+_NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
 _ENDS = {"<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>"}
 
 
@@ -56,8 +56,8 @@ class Added:
 class Vocabulary:
     """Token -> id, the merges in their order, the rules of cutting, and the tokens that are not merged.
 
-    `stops`: ids that end an answer. `adds_bos`: every text that the model has seen began with `bos`. Raises
-    CheckpointError where the parts do not fit together.
+    `stops`: ids that end an answer. `adds_bos`: every text that the model has seen began with `bos`. `named`: all
+    special tokens that have a name, such as pad_token. Raises CheckpointError where the parts do not fit together.
     """
 
     ids: dict[str, int]
@@ -68,6 +68,8 @@ class Vocabulary:
     eos: str | None = None
     stops: frozenset[int] = field(default_factory=frozenset)
     adds_bos: bool = False
+    named: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for token, id in self.ids.items():
@@ -129,7 +131,7 @@ def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
         rules = piece_rules(leads=given.get("add_space_prefix", True) is True)
         merges = piece_merges({name: float(order[id]) for name, id in ids.items() if kinds[id] == _NORMAL})
     else:
-        rules, merges = gguf_rules(str(given.get("pre"))), _pairs(list(order))
+        rules, merges = gguf_rules(str(given.get("pre"))), pairs(list(order))
     names = [tokens[id] for id, kind in enumerate(kinds) if kind in (_UNKNOWN, _CONTROLS, _USER)]
     added = [Added(id=ids[name], content=name, special=kinds[ids[name]] != _USER) for name in names]
 
@@ -148,46 +150,11 @@ def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
         rules=rules,
         bos=token("bos"),
         eos=token("eos"),
+        named={f"{ours}_token": name for ours, key in _NAMED.items() if (name := token(key)) is not None},
         stops=[given[key] for key in ("eot_token_id", "eom_token_id") if isinstance(given.get(key), int)],
         # As llama.cpp takes it where the key is absent.
         adds_bos=bool(given.get("add_bos_token", pieces or given.get("pre") in ("llama-bpe", "tekken"))),
     )
-
-
-def read_folder(folder: Path) -> Vocabulary:
-    """From a published folder. CheckpointError names the file that is missing, broken or not known."""
-    config = read_json(folder / "tokenizer_config.json")
-    control = read_json(folder / "special_tokens_map.json") | config
-    bos, eos = _name(control.get("bos_token")), _name(control.get("eos_token"))
-    file = folder / "tokenizer.json"
-    begins = False
-    if file.is_file():
-        values = _parse(file)
-        ids, merges = _model(values, file)
-        added = _added(values.get("added_tokens"), file)
-        begins = _begins_with(values.get("post_processor"), bos)
-    else:
-        file = folder / "vocab.json"
-        ids, values = _parse(file), {}
-        lines = read_text(folder / "merges.txt").splitlines()
-        merges = [line for line in lines if line and not line.startswith("#version")]
-        added = [Added(id=ids[name], content=name, special=True) for name in ("<|endoftext|>",) if name in ids]
-        bos, eos = (name or "<|endoftext|>" for name in (bos, eos))
-    told = config.get("add_bos_token")
-    ends = (read_json(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json"))
-    try:
-        return assemble(
-            ids,
-            added,
-            merges=_pairs(merges),
-            rules=json_rules(values) if values else byte_rules(),
-            bos=bos,
-            eos=eos,
-            stops=[id for given in ends for id in (given if isinstance(given, list) else [given]) if type(id) is int],
-            adds_bos=told if isinstance(told, bool) else begins,
-        )
-    except CheckpointError as error:
-        raise CheckpointError(f"{file}: {error}") from error
 
 
 def write_folder(vocabulary: Vocabulary, folder: Path) -> None:
@@ -205,10 +172,12 @@ def write_folder(vocabulary: Vocabulary, folder: Path) -> None:
         begin = (vocabulary.bos, vocabulary.ids[vocabulary.bos])
         single = f"{vocabulary.bos} $A"
         backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=[begin])
+    others = vocabulary.named.items()
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": vocabulary.bos,
         "eos_token": vocabulary.eos,
+        **{key: name for key, name in others if key.endswith("_token") and key not in ("bos_token", "eos_token")},
         "add_bos_token": vocabulary.adds_bos,
         "clean_up_tokenization_spaces": False,
     }
@@ -237,7 +206,7 @@ def backend_token(token: Added) -> tokenizers.AddedToken:
     )
 
 
-def _pairs(merges: list[Any]) -> list[tuple[str, str]]:
+def pairs(merges: list[Any]) -> list[tuple[str, str]]:
     """Merges are "left right", or in newer files two texts; symbols hold no space."""
     pairs: list[Any] = [
         tuple(merge.split(" ") if isinstance(merge, str) else merge if isinstance(merge, list) else ())
@@ -249,54 +218,13 @@ def _pairs(merges: list[Any]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _model(values: Mapping[str, Any], file: Path) -> tuple[dict[str, int], list[Any]]:
-    """Vocabulary and merges of a tokenizer.json."""
-    match values.get("model"):
-        case {"vocab": dict(ids), "merges": list(merges), **rest} if rest.get("type", "BPE") == "BPE":
-            odd = [key for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if rest.get(key)]
-            if odd:
-                raise CheckpointError(f"{file}: {odd[0]} is not what language models have; is it another tokenizer?")
-            return ids, merges
-        case {"type": kind} if kind != "BPE":
-            raise CheckpointError(f"{file} is a {shorten(str(kind))} model; only BPE is read")
-    raise CheckpointError(f"{file} has no vocab and merges; get it again")
-
-
-def _added(tokens: object, file: Path) -> list[Added]:
-    found = []
-    for token in tokens if isinstance(tokens, list) else []:
-        match token:
-            case {"id": int(id), "content": str(content)} if content and type(id) is int:
-                flags = ("special", "lstrip", "rstrip", "single_word", "normalized")
-                found.append(Added(id=id, content=content, **{flag: token.get(flag) is True for flag in flags}))
-            case _:
-                raise CheckpointError(f"{file} has an added token that is none: {shorten(repr(token))}")
-    return found
-
-
-def _begins_with(processor: object, bos: str | None) -> bool:
-    """Whether a text's ids begin with bos: its template is [bos, the text]."""
-    match processor:
-        case {"type": "Sequence", "processors": list(parts)}:
-            return any(_begins_with(part, bos) for part in parts)
-        case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": first}}, *_]}:
-            return bos is not None and first == bos
-    return False
-
-
-def _name(token: object) -> str | None:
-    match token:
-        case str(name) | {"content": str(name)}:
-            return name
-    return None
-
-
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file of bounded size, empty if there is none. CheckpointError."""
-    return _parse(file) if file.is_file() else {}
+    return read_object(file) if file.is_file() else {}
 
 
-def _parse(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of bounded size. CheckpointError."""
     try:
         values = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:

@@ -71,15 +71,22 @@ class Rules:
         return decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if self.leads else parts)
 
 
-def byte_rules(pattern: str | None = None, *, digits: bool = False, nfc: bool = False, whole: bool = False) -> Rules:
+def byte_rules(
+    pattern: str | None = None,
+    *,
+    digits: bool = False,
+    nfc: bool = False,
+    whole: bool = False,
+    prefix: bool = False,
+) -> Rules:
     """Bytes, cut by one of PATTERNS (None: GPT-2's, as the library has it built in). `digits`: each digit is a word
-    of its own. `whole`: a word that is a token is not merged."""
+    of its own. `whole`: a word that is a token is not merged. `prefix`: texts get a space before them."""
     parts: list[pre_tokenizers.PreTokenizer] = []
     if digits:
         parts.append(pre_tokenizers.Digits(individual_digits=True))
     if pattern is not None:
         parts.append(pre_tokenizers.Split(Regex(PATTERNS[pattern]), behavior="isolated"))
-    parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None))
+    parts.append(pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=pattern is None))
     words = pre_tokenizers.Sequence(parts) if len(parts) > 1 else parts[0]
     return Rules("bytes", normalizers.NFC() if nfc else None, words, words, whole)
 

@@ -8,10 +8,10 @@ conversations into a row, tools, and pictures.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from qkv.textfiles import json_lines
 
 IGNORED = -100  # the target of what is not to be learnt
 _NEIGHBOURS = 16  # batches among which rows are sorted by length
+
+# What a template spells beside the messages.
+_UNREAD = ("tools", "functions", "documents", "images", "chat_template_kwargs")
 
 T = TypeVar("T")
 
@@ -91,7 +94,18 @@ def messages(value: object, key: str = "messages") -> list[Message]:
 
 def read_conversations(path: Path, read: Callable[[list[Message]], T]) -> list[T]:
     """`read` of every conversation of a file. InputError that names the file and the line."""
-    return json_lines(path, lambda value: read(messages(value.get("messages"))))
+
+    def row(value: Mapping[str, Any]) -> T:
+        check_row(value)
+        return read(messages(value.get("messages")))
+
+    return json_lines(path, row)
+
+
+def check_row(value: Mapping[str, Any]) -> None:
+    """InputError for what a template would spell, and this one's is not given. Other keys are a user's notes."""
+    if given := [key for key in _UNREAD if value.get(key)]:
+        raise InputError(f"it has {' and '.join(given)}, which training does not read; take them out of every row")
 
 
 def digest(path: Path) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from qkv.errors import ConfigError, InputError
 from qkv.models.decoder import Decoder
 from qkv.textfiles import json_lines
-from qkv.train.conversations import IGNORED, Example, Order, Rows, Speaker, digest, messages, rows
+from qkv.train.conversations import IGNORED, Example, Order, Rows, Speaker, check_row, digest, messages, rows
 from qkv.train.finetune import open_trainable, save
 from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.lora import LoraConfig, base_only
@@ -82,6 +82,7 @@ def read_pairs(path: Path, speaker: Speaker) -> list[Preference]:
     """InputError that names the file and the line."""
 
     def read(value: Mapping[str, Any]) -> Preference:
+        check_row(value)
         prompt = messages(value.get("prompt"), "prompt")
         found = []
         for key in Preference._fields:

@@ -36,6 +36,8 @@ def explicit(config: DecoderConfig) -> DecoderConfig:
 
 def _settle(config: DecoderConfig, tensors: dict[str, Tensor]) -> DecoderConfig:
     if config.tied:
+        if "head.weight" in tensors and "token.weight" not in tensors:  # older files have the head alone
+            tensors["token.weight"] = tensors["head.weight"]
         why = "tie_word_embeddings is set, but the file holds a head that is not the embedding"
         drop_copies(tensors, {"head.weight": "token.weight"}, why)
     return config

@@ -6,8 +6,9 @@ Files come from strangers, so a declared length is believed only once it fits in
 header is read as a stream: nothing of a declared size is ever allocated, and what is not kept costs nothing. Tensors
 are memory-mapped. Versions 2 and 3, little-endian.
 
-Left out: writing, files in several parts, arrays of arrays (which nobody writes), and big-endian files. Numpy only:
-a chat that runs on these blocks never imports torch. Source: the GGUF specification in the ggml repository.
+A model that llama.cpp has split (NAME-00001-of-00003.gguf) is read from all its parts, by the metadata of the first.
+Left out: writing, arrays of arrays (which nobody writes), and big-endian files. Numpy only: a chat that runs on these
+blocks never imports torch. Source: the GGUF specification in the ggml repository.
 """
 
 import math
@@ -23,6 +24,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from qkv.errors import CheckpointError, shorten
+from qkv.registry import parts
 from qkv.weights.quantised import KINDS, Blocks
 from qkv.weights.regular import open_regular
 
@@ -69,12 +71,39 @@ class _Entry(NamedTuple):
 
 
 def open_gguf(path: str | Path) -> GGUF:
-    """The metadata and the memory-mapped tensors of a GGUF file.
+    """The metadata and the memory-mapped tensors of a GGUF file, of all its parts if it is split.
 
     CheckpointError for a file that is missing, no regular file, broken, of a kind that is not read, or that changes
     meanwhile.
     """
-    path = Path(path)
+    opened = _open(Path(path))
+    count = opened.metadata.get("split.count", 1)
+    return opened if count == 1 else _joined(opened, count)
+
+
+def _joined(part: GGUF, count: object) -> GGUF:
+    """All parts of the model that `part` belongs to."""
+    path, names = part.path, parts(part.path.name)
+    if count != len(names):
+        name = f"NAME-00001-of-{shorten(str(count)):0>5}.gguf"
+        raise CheckpointError(f"{path} is a part of a model that is split in {count}; call its parts {name} and so on")
+    if missing := [name for name in names if not path.with_name(name).is_file()]:
+        some = ", ".join(missing[:3])
+        raise CheckpointError(f"{path} is split in {count} parts, of which {len(missing)} are not beside it: {some}")
+    found = [part if name == path.name else _open(path.with_name(name)) for name in names]
+    tensors: dict[str, Blocks] = {}
+    for number, each in enumerate(found):
+        if (each.metadata.get("split.count"), each.metadata.get("split.no", number)) != (count, number):
+            raise CheckpointError(f"{each.path} is not part {number + 1} of {count}; get the parts again")
+        if double := tensors.keys() & each.tensors.keys():
+            raise CheckpointError(f"{each.path}: tensor {shorten(min(double))!r} is in another part too")
+        tensors |= each.tensors
+    if found[0].metadata.get("split.tensors.count", len(tensors)) != len(tensors):
+        raise CheckpointError(f"{path}: its parts hold {len(tensors)} tensors, not as many as they say; get them again")
+    return GGUF(found[0].path, found[0].metadata, MappingProxyType(tensors))
+
+
+def _open(path: Path) -> GGUF:
     with open_regular(path) as file:
         before = os.fstat(file.fileno())
         try:

@@ -90,6 +90,10 @@ def test_a_tied_head_may_be_there_a_second_time(decoders, tmp_path):
     head = tensors["model.embed_tokens.weight"]
     save_tensors(tmp_path / "model.safetensors", tensors | {"lm_head.weight": head})
     assert load_decoder(Folder(tmp_path)).head is None
+    del tensors["model.embed_tokens.weight"]  # older files have the head alone
+    save_tensors(tmp_path / "model.safetensors", tensors | {"lm_head.weight": head})
+    assert torch.equal(load_decoder(Folder(tmp_path)).token.weight, head)
+    tensors["model.embed_tokens.weight"] = head
     save_tensors(tmp_path / "model.safetensors", tensors | {"lm_head.weight": head + 1})
     with pytest.raises(CheckpointError, match="holds a head that is not the embedding"):
         load_decoder(Folder(tmp_path))

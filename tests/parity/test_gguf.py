@@ -10,7 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from qkv import registry
+from qkv.errors import CheckpointError
 from qkv.weights import gguf_decoder
+from qkv.weights.gguf import open_gguf
 from qkv.weights.gguf_decoder import load_gguf
 
 KIND = gguf.GGMLQuantizationType
@@ -32,11 +35,11 @@ def numbers(draw: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.
     return values if kind == "F32" else gguf.quants.quantize(values, KIND[kind])
 
 
-def write(path: Path, architecture: str, kinds: dict[str, str]) -> Path:
+def write(path: Path, architecture: str, kinds: dict[str, str], **split: int) -> Path:
     """A file of two layers of 64 numbers, 4 heads, 2 for keys and values but in GPT-2."""
     dim, ffn, heads, kv_heads, vocab, context = 64, 256, 4, 2, 96, 1024
     width = 128 if architecture == "qwen3" else dim // heads  # transformers takes that and the context as given
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, **split)
     writer.add_context_length(context)
     writer.add_token_list([str(i) for i in range(vocab)])
     writer.add_embedding_length(dim)
@@ -134,3 +137,26 @@ def test_the_order_of_rows_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif("QKV_TEST_GGUF" not in os.environ, reason="QKV_TEST_GGUF names no published GGUF file")
 def test_a_published_file() -> None:
     assert distance(Path(os.environ["QKV_TEST_GGUF"])) < 1e-5
+
+
+def test_a_split_file(tmp_path: Path) -> None:
+    """The parts that the package writes, opened by the folder, by the first part and by any other."""
+    whole = write(tmp_path / "whole.gguf", "llama", {})
+    (tmp_path / "split").mkdir()
+    write(tmp_path / "split" / "a.gguf", "llama", {}, split_max_tensors=7)
+    files = sorted((tmp_path / "split").iterdir())
+    assert [file.name for file in files] == [f"a-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
+    assert registry.entry(tmp_path / "split") == files[0]
+    with torch.no_grad():
+        expected = load_gguf(whole)(IDS)
+        for file in files:
+            assert torch.equal(load_gguf(file)(IDS), expected)
+    files[1].rename(tmp_path / "b.gguf")
+    with pytest.raises(CheckpointError, match="split in 3 parts, of which 1 are not beside it: a-00002-of-00003.gguf"):
+        open_gguf(files[0])
+    with pytest.raises(CheckpointError, match="a part of a model that is split in 3; call its parts NAME-00001"):
+        open_gguf(tmp_path / "b.gguf")
+    files[2].rename(files[1])
+    files[0].with_name("a-00003-of-00003.gguf").write_bytes((tmp_path / "b.gguf").read_bytes())
+    with pytest.raises(CheckpointError, match="is not part 2 of 3"):
+        open_gguf(files[0])

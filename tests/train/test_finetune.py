@@ -173,6 +173,10 @@ def test_accumulated_parts_weigh_by_their_answers(recipe: Path, tmp_path: Path) 
         (line("a", "b") + "\n\n[1]", "chats.jsonl, line 3: it holds list, not an object"),
         ('{"text": "a"}', "line 1: messages is not a list of messages"),
         ('{"messages": []}', "line 1: messages is not a list of messages"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}], "tools": [{}]}',
+            "line 1: it has tools, which training does",
+        ),
         ('{"messages": [{"role": "user"}]}', "line 1: .* is not a message of role and content"),
         ('{"messages": [{"role": "user", "content": 4}]}', "line 1: .* is not a message of role and content"),
         ('{"messages": [{"role": "boss", "content": "a"}]}', "line 1: unknown role 'boss'"),
