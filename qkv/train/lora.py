@@ -2,21 +2,19 @@
 
     add_lora(decoder, LoraConfig(rank=8))       linear layers that match become `LoraLinear`; B is zero: nothing changes
     with base_only(decoder): ...                what the model was before
-    taken = merge(decoder)                      plain linear layers again, the corrections in their weights
-    unmerge(decoder, taken)                     and back, bit for bit
+    merge(decoder)                              plain linear layers again, the corrections in their weights
 
-On disk an adapter is PEFT's: adapter_config.json and adapter_model.safetensors, under the published names of the
-model's family. Left out: dropout, biases, embeddings and convolutions, DoRA and rank-stabilised scales, and families
-whose published projections are fused or turned (GPT-2, BLOOM, NeoX): those adapters stay ours to merge.
+On disk an adapter is PEFT's, under the published names of the model's family; weights/adapters.py reads it. Left out:
+dropout, biases, embeddings and convolutions, DoRA and rank-stabilised scales, and, of what is written, families whose
+published projections are fused or turned (GPT-2, BLOOM, NeoX): those adapters stay ours to merge.
 """
 
 import contextlib
 import fnmatch
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,25 +22,10 @@ from torch import Tensor, nn
 
 from qkv.errors import CheckpointError, ConfigError, shorten
 from qkv.models.decoder import Decoder
+from qkv.weights.adapters import CONFIG, PREFIX
 from qkv.weights.configs import write_json
 from qkv.weights.families import FAMILIES, published_config
 from qkv.weights.files import save_tensors
-from qkv.weights.folder import Folder
-
-_PREFIX = "base_model.model."
-# What an adapter_config.json may ask for that is not here: key -> the values that mean "no".
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none", None),
-    "use_dora": (False, None),
-    "use_rslora": (False, None),
-    "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "trainable_token_indices": (None, []),
-    "lora_bias": (False, None),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,18 +102,10 @@ def base_only(model: nn.Module) -> Iterator[None]:
             layer.active = True
 
 
-def merge(model: nn.Module) -> dict[str, LoraLinear]:
-    """Puts the corrections into the weights, in place; the layers that were taken out, for `unmerge`."""
-    taken = lora_layers(model)
-    for name, layer in taken.items():
+def merge(model: nn.Module) -> None:
+    """Puts the corrections into the weights, in place."""
+    for name, layer in lora_layers(model).items():
         model.set_submodule(name, layer.merged())
-    return taken
-
-
-def unmerge(model: nn.Module, taken: Mapping[str, LoraLinear]) -> None:
-    """Puts back what `merge` took out: the base's own weights and the corrections beside them."""
-    for name, layer in taken.items():
-        model.set_submodule(name, layer)
 
 
 def save_adapter(model: Decoder, folder: Path, *, base: str, family: str | None = None) -> None:
@@ -146,8 +121,8 @@ def save_adapter(model: Decoder, folder: Path, *, base: str, family: str | None 
     first = next(iter(layers.values()))
     tensors = {}
     for name, layer in layers.items():
-        tensors[f"{_PREFIX}{published[name]}.lora_A.weight"] = layer.a.detach().cpu().contiguous()
-        tensors[f"{_PREFIX}{published[name]}.lora_B.weight"] = layer.b.detach().cpu().contiguous()
+        tensors[f"{PREFIX}{published[name]}.lora_A.weight"] = layer.a.detach().cpu().contiguous()
+        tensors[f"{PREFIX}{published[name]}.lora_B.weight"] = layer.b.detach().cpu().contiguous()
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -160,49 +135,8 @@ def save_adapter(model: Decoder, folder: Path, *, base: str, family: str | None 
         "inference_mode": True,
         "target_modules": sorted(published[name] for name in layers),
     }
-    write_json(folder / "adapter_config.json", config)
+    write_json(folder / CONFIG, config)
     save_tensors(folder / "adapter_model.safetensors", tensors)
-
-
-def load_adapter(model: Decoder, folder: Folder, *, family: str | None = None) -> LoraConfig:
-    """Gives `model` the corrections that PEFT, or `save_adapter`, has written in `folder`, frozen.
-
-    ConfigError for what is not LoRA as it is here; CheckpointError for layers that `model` has not.
-    """
-    values = folder.json("adapter_config.json")
-    for key, accepted in _REFUSED.items():
-        if key in values and values[key] not in accepted:
-            raise ConfigError(f"{folder.path}: {key}={shorten(repr(values[key]))} is not supported")
-    tensors = folder.tensors(stems=("adapter_model",))
-    ours = {theirs: name for name, theirs in _published_names(model, family).items()}
-    halves: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        layer, _, half = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
-        if layer not in ours or half not in ("A", "B"):
-            raise CheckpointError(f"{folder.path}: tensor {shorten(name)!r} belongs to no linear layer of this model")
-        halves.setdefault(ours[layer], {})[half] = tensor
-    try:
-        config = LoraConfig(rank=values["r"], alpha=float(values["lora_alpha"]), layers=tuple(halves))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{folder.path}: adapter_config.json has no r and lora_alpha to read: {error}") from error
-    _check_halves(model, halves, config.rank, folder.path)
-    add_lora(model, config)
-    for name, made in lora_layers(model).items():
-        made.a.data.copy_(halves[name]["A"])
-        made.b.data.copy_(halves[name]["B"])
-    model.requires_grad_(False)
-    return config
-
-
-def _check_halves(model: nn.Module, halves: Mapping[str, Mapping[str, Tensor]], rank: int, path: Path) -> None:
-    for name, pair in halves.items():
-        layer = model.get_submodule(name)
-        expected = {"A": (rank, layer.in_features), "B": (layer.out_features, rank)}
-        found = {half: tuple(tensor.shape) for half, tensor in pair.items()}
-        if found != expected:
-            raise CheckpointError(f"{path}: {name} has matrices of {found}; this model needs {expected}")
-    if not halves:
-        raise CheckpointError(f"{path}: adapter_model.safetensors is empty")
 
 
 def _published_names(model: Decoder, family: str | None) -> dict[str, str]:
