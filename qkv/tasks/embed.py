@@ -13,7 +13,7 @@ import warnings as python_warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,8 @@ from qkv.weights.folder import Folder
 from qkv.weights.sentence import SentenceConfig, read_sentence
 
 Vectors = npt.NDArray[np.float32]
+
+Kind = Literal["prefix", "query", "document"]  # any text, one to search with, one to search through
 
 BATCH = 4096  # tokens that are computed at once: enough to fill the processor, few enough to stay in its caches
 
@@ -79,13 +81,18 @@ class Embedder:
     def dim(self) -> int:
         return self.bert.config.dim
 
-    def read(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+    def prompt(self, kind: Kind = "prefix") -> str:
+        """What comes before texts of this kind."""
+        found: str = getattr(self.config, kind)
+        return found.lower() if self.config.lower else found
+
+    def read(self, texts: Sequence[str], kind: Kind = "prefix") -> tuple[list[list[int]], int]:
         """The tokens of each text, and how many texts were cut. InputError names an empty one."""
         for number, text in enumerate(texts, 1):
             if not isinstance(text, str) or not text.strip():
                 what = "is empty" if isinstance(text, str) else f"is no text but {type(text).__name__}"
                 raise InputError(f"text {number} of {len(texts)} {what}; give texts with words in them")
-        given = [self.config.prefix + (text.lower() if self.config.lower else text) for text in texts]
+        given = [self.prompt(kind) + (text.lower() if self.config.lower else text) for text in texts]
         read = self.tokenizer.encode_batch(given)
         long = [row for row, ids in enumerate(read) if len(ids) > self.context]
         for row in long:
@@ -93,23 +100,25 @@ class Embedder:
         return read, len(long)
 
     @torch.inference_mode()
-    def compute(self, read: Sequence[list[int]]) -> Iterator[Embedded]:
+    def compute(self, read: Sequence[list[int]], kind: Kind = "prefix") -> Iterator[Embedded]:
         """The vectors of tokens that `read` gave, a batch at a time, the longest first."""
+        unpooled = 0 if self.config.pools_prompt else len(self.tokenizer.encode(self.prompt(kind))) - 1
         device = self.bert.token.weight.device
         order = sorted(range(len(read)), key=lambda row: -len(read[row]))
         for length, group in itertools.groupby(order, key=lambda row: len(read[row])):
             rows, most = list(group), max(1, BATCH // length)
             for part in (rows[i : i + most] for i in range(0, len(rows), most)):
                 states = self.bert(torch.tensor([read[row] for row in part], device=device))  # (B, T, D)
-                vectors = pool_states(states.float(), None, self.config.pooling)  # (B, D)
+                mask = _behind(states, unpooled) if self.prompt(kind) else None
+                vectors = pool_states(states.float(), mask, self.config.pooling)  # (B, D)
                 vectors = F.normalize(vectors, dim=-1) if self.config.normalise else vectors
                 yield Embedded(part, vectors.cpu().numpy())
 
-    def embed(self, texts: Sequence[str]) -> Embeddings:
+    def embed(self, texts: Sequence[str], kind: Kind = "prefix") -> Embeddings:
         """All texts. InputError names an empty one."""
-        read, cut = self.read(texts)
+        read, cut = self.read(texts, kind)
         vectors = np.empty((len(texts), self.dim), np.float32)
-        for part in self.compute(read):
+        for part in self.compute(read, kind):
             vectors[part.rows] = part.vectors
         return Embeddings(
             vectors=vectors, tokens=tuple(map(len, read)), cut=cut, warnings=self.warnings(cut, len(texts))
@@ -118,8 +127,17 @@ class Embedder:
     def warnings(self, cut: int, texts: int) -> tuple[str, ...]:
         """What a user should hear about texts that were cut."""
         if not cut:
-            return ()
-        return (f"{cut} of {texts} texts have more than {self.context} tokens; only their beginnings were read",)
+            return self.config.warnings
+        said = f"{cut} of {texts} texts have more than {self.context} tokens; only their beginnings were read"
+        return (*self.config.warnings, said)
+
+
+def _behind(states: torch.Tensor, unpooled: int) -> torch.Tensor | None:
+    """(B, T): the states (B, T, D) behind a prompt that is read and not pooled, if they are fewer."""
+    if not unpooled:
+        return None
+    places = torch.arange(states.shape[1], device=states.device) >= min(unpooled, states.shape[1] - 1)
+    return places.expand(len(states), -1)
 
 
 def embed(

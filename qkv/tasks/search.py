@@ -1,7 +1,7 @@
 """Finding texts by what they mean: `qkv search QUERY FOLDER`.
 
 query ─ embed ─┐
-passages ─ embed, each one once (vectors.py) ─ cosine ─ the nearest first
+passages ─ embed, each one once (vectors.py) ─ cosine, or as the model says ─ the nearest first
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,7 @@ from qkv.errors import InputError, shorten
 from qkv.index.passages import Passage, Skipped, read_passages
 from qkv.index.vectors import VectorCache, key_of
 from qkv.tasks.embed import Embedder, Vectors, load_embedder
+from qkv.weights.sentence import Similarity
 
 CHUNK = 512  # passages whose vectors are kept at once: what an interruption costs at most
 
@@ -29,7 +30,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage and its cosine to the query."""
+    """A passage and how near it is to the query: by the cosine, or as the model says."""
 
     passage: Passage
     score: float
@@ -77,10 +78,10 @@ def searching(
         raise InputError(f"there is no text in {shorten(str(place))!r}{why}; name a text file, or a folder of them")
     embedder = load_embedder(model, device=device, dtype=dtype, offline=offline)
     with devices.threads(threads):
-        asked = embedder.embed([query])
+        asked = embedder.embed([query], "query")
     index = _Index(embedder)
     yield from devices.on_threads(threads, index.fill([passage.text for passage in passages]))
-    scores = cosine(index.vectors, asked.vectors[0])
+    scores = similarity(index.vectors, asked.vectors[0], embedder.config.similarity)
     order = np.argsort(-scores, kind="stable")[:top]
     yield Found(
         hits=tuple(Hit(passages[i], float(scores[i])) for i in order),
@@ -105,7 +106,9 @@ class _Index:
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
         self.computed = self.cut = 0
-        self.kept = VectorCache(embedder.name, embedder.stamp, embedder.dim)
+        prompt = embedder.prompt("document").encode()
+        stamp = f"{embedder.stamp}-{key_of(prompt).hex()}" if prompt else embedder.stamp
+        self.kept = VectorCache(embedder.name, stamp, embedder.dim)
         self.vectors = np.empty((0, embedder.dim), np.float32)
 
     def fill(self, texts: Sequence[str]) -> Iterator[Progress]:
@@ -119,13 +122,22 @@ class _Index:
         yield Progress(len(here), len(of))
         for start in range(0, len(missing), CHUNK):
             some = missing[start : start + CHUNK]
-            made = self.embedder.embed([of[key] for key in some])
+            made = self.embedder.embed([of[key] for key in some], "document")
             vectors[[row[key] for key in some]] = made.vectors
             self.cut += made.cut
             self.computed += len(some)
             self.kept.add(some, made.vectors)
             yield Progress(len(here) + self.computed, len(of))
         self.vectors = vectors[[row[key] for key in keys]]
+
+
+def similarity(vectors: Vectors, query: Vectors, name: Similarity) -> Vectors:
+    """(N, D) and (D,) -> (N,), the greatest the nearest; a distance counts as its negative."""
+    if name == "dot":
+        return np.asarray(vectors @ query, np.float32)
+    if name in ("euclidean", "manhattan"):
+        return np.asarray(-np.linalg.norm(vectors - query, ord=1 if name == "manhattan" else 2, axis=1), np.float32)
+    return cosine(vectors, query)
 
 
 def cosine(vectors: Vectors, query: Vectors) -> Vectors:

@@ -18,7 +18,7 @@ from qkv.config import convert
 from qkv.errors import CheckpointError, ConfigError, shorten
 from qkv.models.decoder import Decoder
 from qkv.published import Keys
-from qkv.weights.decoder import FAMILIES, published_config
+from qkv.weights.families import FAMILIES, published_config
 from qkv.weights.folder import Folder
 from qkv.weights.tables import Table
 
@@ -29,7 +29,7 @@ _TYPES: dict[str, Any] = {
     **{"rank_pattern": dict[str, int], "alpha_pattern": dict[str, float]},
 }
 # As PEFT has them where a file says nothing.
-_DEFAULTS = {"r": 8, "lora_alpha": 8, "use_rslora": False, "fan_in_fan_out": False}
+_DEFAULTS: dict[str, Any] = {"r": 8, "lora_alpha": 8, "use_rslora": False, "fan_in_fan_out": False}
 _DEFAULTS |= {"rank_pattern": {}, "alpha_pattern": {}}
 _START = (True, False, "gaussian", "eva", "orthogonal")  # starts that leave the model itself as it was
 KEYS = Keys(

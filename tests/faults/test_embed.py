@@ -109,6 +109,9 @@ SAID = [
     ("modules.json", '[{"type": "x.Transformer", "path": "inner"}]', "must lie beside it"),
     ("sentence_bert_config.json", '{"max_seq_length": 0}', "max_seq_length=0 is out of range"),
     ("sentence_bert_config.json", '{"max_seq_length": "long"}', "is out of range"),
+    ("sentence_bert_config.json", '{"transformer_task": "fill-mask"}', "transformer_task='fill-mask' is not supported"),
+    ("config_sentence_transformers.json", '{"similarity_fn_name": "taxi"}', "similarity_fn_name='taxi' is not"),
+    ("config_sentence_transformers.json", '{"default_prompt_name": "a"}', "default_prompt_name='a' is none of its"),
 ]
 
 

@@ -99,6 +99,54 @@ def test_prefix_and_case(tiny_bert):
     np.testing.assert_allclose(embed("MARS", model=folder, dtype="float32"), by_hand(folder, "a dog mars"), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("switch", "pooling"), [("mean_tokens", "mean"), ("max_tokens", "max"), ("cls_token", "first")]
+)
+def test_a_prompt_that_is_read_and_not_pooled(switch, pooling, tiny_bert):
+    """Its tokens, the first control token's too, count for nothing in the mean: sentence-transformers' Pooling."""
+    files = said(**{switch: True}) | {"modules.json": LAYERS[:2]}
+    files["1_Pooling/config.json"] |= {"include_prompt": False}
+    files["config_sentence_transformers.json"] = {"prompts": {"a": "a red cat "}, "default_prompt_name": "a"}
+    folder = tiny_bert(said=files)
+    bert, tokenizer = load_bert(Folder(folder)), BertTokenizer.load(folder)
+    ids, prompt = tokenizer.encode("a red cat mars"), len(tokenizer.encode("a red cat ")) - 1  # but for its [SEP]
+    with torch.no_grad():
+        states = bert(torch.tensor([ids]))
+    mask = torch.tensor([[i >= prompt for i in range(len(ids))]])
+    expected = pool_states(states, mask, pooling)[0].numpy()
+    np.testing.assert_allclose(embed("mars", model=folder, dtype="float32"), expected, atol=1e-6)
+
+
+def test_how_much_is_read_where_only_the_tokenizer_says(tiny_bert):
+    """model_max_length; 10^30 is no limit; the length's own file goes before it."""
+    for files, context in (
+        ({"tokenizer_config.json": {"model_max_length": 8}}, 8),
+        ({"tokenizer_config.json": {"model_max_length": 10**30}}, None),
+        ({"tokenizer_config.json": {"model_max_length": 8}, "sentence_bert_config.json": {"max_seq_length": 9}}, 9),
+    ):
+        embedder = load_embedder(tiny_bert(said=files))
+        assert embedder.context == (context or embedder.bert.config.context)
+
+
+def test_every_key_of_sentence_transformers_is_known(tiny_bert):
+    """The keys that versions 2 to 5 of the library write, and what we do not know is named."""
+    pooling = {f"pooling_mode_{name}": False for name in ("cls_token", "max_tokens", "mean_sqrt_len_tokens")}
+    pooling |= {"pooling_mode_weightedmean_tokens": False, "pooling_mode_lasttoken": False}
+    pooling |= {"pooling_mode_mean_tokens": True, "word_embedding_dimension": 32, "include_prompt": True}
+    prompts = {"__version__": {"sentence_transformers": "5.1.0"}, "prompts": {"query": "", "document": ""}}
+    prompts |= {"default_prompt_name": None, "similarity_fn_name": "cosine", "model_type": "SentenceTransformer"}
+    files = {
+        "modules.json": LAYERS,
+        "1_Pooling/config.json": pooling,
+        "config_sentence_transformers.json": prompts,
+        "sentence_bert_config.json": {"max_seq_length": 30, "do_lower_case": False},
+    }
+    assert load_embedder(tiny_bert(said=files)).config.warnings == ()
+    files["1_Pooling/config.json"] = pooling | {"pooling_mode_attention": 2}
+    (warning,) = load_embedder(tiny_bert(said=files)).config.warnings
+    assert warning.startswith("unknown-keys: 1_Pooling/config.json has pooling_mode_attention; ")
+
+
 def test_the_model_stays_in_memory_until_its_files_change(tiny_bert):
     folder = tiny_bert()
     first = load_embedder(folder)

@@ -35,6 +35,24 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.mark.parametrize("name", ["cosine", "dot", "dot_product", "euclidean", "manhattan", None])
+def test_the_order_is_the_models(name, folder, tiny_bert):
+    """similarity_fn_name, and prompts of their own for what is searched with and through."""
+    prompts = {"query": "a dog ", "passage": "mars "}
+    said = {"prompts": prompts, "similarity_fn_name": name}
+    model = tiny_bert(said={"config_sentence_transformers.json": said})
+    query, texts = embed("a dog a cat", model=model), embed([f"mars {text}" for text in TEXTS], model=model)
+    scores = {
+        "cosine": texts @ query / np.linalg.norm(texts, axis=1) / np.linalg.norm(query),
+        "dot": texts @ query,
+        "euclidean": -np.sqrt(((texts - query) ** 2).sum(1)),
+        "manhattan": -np.abs(texts - query).sum(1),
+    }[(name or "cosine").removesuffix("_product")]
+    found = search("a cat", folder, model=model)
+    assert [hit.passage.text for hit in found.hits] == [TEXTS[i] for i in np.argsort(-scores)]
+    np.testing.assert_allclose([hit.score for hit in found.hits], sorted(scores, reverse=True), rtol=1e-2)
+
+
 def test_passages_know_where_they_stand(folder):
     found = [(one.text, one.file.name, one.line) for one in read_passages(folder)]
     assert found == [
