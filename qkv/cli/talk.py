@@ -12,6 +12,7 @@ from qkv.cli.text import values, warn
 from qkv.errors import InputError, OutputError, QkvError
 
 if TYPE_CHECKING:
+    from qkv.loaded.language import Asked
     from qkv.tasks.chat import Conversation
     from qkv.writing.options import Options
 
@@ -22,7 +23,7 @@ HELP = """/reset       forget what was said
 /exit        end; so does Ctrl-D, and Ctrl-C stops an answer"""
 
 
-def talk(shared: Shared, options: "Options", model: str | None, system: str | None) -> None:
+def talk(shared: Shared, options: "Options", model: "Asked", system: str | None) -> None:
     """Until the user has enough."""
     from qkv.loaded.language import load_language
     from qkv.tasks.chat import Conversation

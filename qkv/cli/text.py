@@ -18,6 +18,7 @@ from qkv.writing.options import Options
 if TYPE_CHECKING:
     from qkv.writing.loop import Completion, Piece
 
+Lora = Annotated[Path | None, typer.Option(help="A folder with a LoRA adapter, to put into the model's weights.")]
 Model = Annotated[str | None, typer.Option(help="A name from `qkv models`, a folder, a .gguf file, or OWNER/NAME.")]
 
 # The fields of `Options` that can be asked for at the command line, how it spells some, and what some are there.
@@ -85,18 +86,21 @@ def chat(
     prompt: Annotated[str | None, typer.Argument(help="A question; without one, and at a terminal, we talk.")] = None,
     system: Annotated[str | None, typer.Option(help="What the model is told before.")] = None,
     model: Model = None,
+    lora: Lora = None,
 ) -> None:
     """Answer a question, or talk: with a prompt or piped input once, else until /exit."""
+    from qkv.loaded.language import adapted
+
     if prompt is None and sys.stdin.isatty():
         from qkv.cli.talk import talk
 
-        talk(shared, options, model, system)
+        talk(shared, options, adapted(model, lora), system)
         return
     from qkv.tasks.chat import ChatRequest, as_messages, chatting
 
     messages = as_messages(_piped() if prompt is None else prompt, system)
     request = ChatRequest(messages=messages, options=options)
-    _show(shared, chatting(request, model, shared.where, offline=shared.offline))
+    _show(shared, chatting(request, adapted(model, lora), shared.where, offline=shared.offline))
 
 
 @writes(*_BOTH, "n", "best_of", "beams", "logprobs")
@@ -108,6 +112,7 @@ def complete(
     suffix: Annotated[str | None, typer.Option(help="What comes after; the model writes what is between.")] = None,
     shots: Annotated[Path | None, typer.Option(help='Lines of {"input": ..., "output": ...} to show before.')] = None,
     model: Model = None,
+    lora: Lora = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before it.")] = False,
     heal: Annotated[bool, typer.Option("--heal", help="The prompt may end within a word.")] = False,
     code: Annotated[
@@ -115,6 +120,8 @@ def complete(
     ] = None,
 ) -> None:
     """Go on from a text, or complete code in a file."""
+    from qkv.loaded.language import adapted
+
     if options.logprobs is not None and not shared.json:
         raise InputError("logprobs are printed as JSON only; add --json")
     asked = {"--suffix": suffix, "--shots": shots, "--echo": echo, "--heal": heal, "--code": code}
@@ -126,7 +133,7 @@ def complete(
         from qkv.tasks.code import completing_code, in_file
 
         request = in_file(file, at, options)
-        _show(shared, completing_code(request, model, shared.where, offline=shared.offline))
+        _show(shared, completing_code(request, adapted(model, lora), shared.where, offline=shared.offline))
         return
     from qkv.tasks.complete import CompleteRequest, completing
     from qkv.writing.shots import read_shots
@@ -136,7 +143,7 @@ def complete(
     wish = CompleteRequest(
         prompt=given, options=options, suffix=suffix, shots=examples, echo=echo, heal=heal, code=code
     )
-    _show(shared, completing(wish, model, shared.where, offline=shared.offline))
+    _show(shared, completing(wish, adapted(model, lora), shared.where, offline=shared.offline))
 
 
 def _file(text: str | None) -> Path | None:

@@ -16,7 +16,7 @@ from qkv.engine.engine import Engine
 from qkv.engine.handle import Handle
 from qkv.engine.runner import Runner
 from qkv.engine.sequence import Request
-from qkv.errors import ConfigError, InputError, shorten
+from qkv.errors import ConfigError, InputError, NotFoundError, shorten
 from qkv.fetch.pull import find
 from qkv.loaded import generation, models
 from qkv.loaded.generation import Generation, from_gguf
@@ -141,25 +141,53 @@ def check_text(name: str, text: object) -> str:
     return text
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """The model of that name or in that folder, with the LoRA adapter in the folder `lora` put into its weights."""
+
+    model: str | Path | None
+    lora: str | Path
+
+
+Asked = str | Path | Adapted | None  # which model; None is the default one
+
+
+def adapted(model: str | Path | None, lora: str | Path | None) -> Asked:
+    return model if lora is None else Adapted(model, lora)
+
+
 def load_language(
-    model: str | Path | None = None,
+    model: Asked = None,
     *,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
     offline: bool = False,
 ) -> Language:
-    """The language model of that name, in that folder or GGUF file; None is the default one.
+    """The language model of that name, in that folder or GGUF file, which may be `Adapted`; None is the default one.
 
     A known model that is not here is fetched, unless `offline`. `dtype` auto is the file's own; int8 and int4 make
     its weights smaller as they are read. Raises NotFoundError, CheckpointError, ConfigError, InputError.
     """
     if threads is not None:
         whole("threads", threads, 1, MAX_THREADS)
-    path = find(model if model is not None else registry.DEFAULTS["text"], offline=offline).absolute()
+    name, lora = (model.model, Path(model.lora).absolute()) if isinstance(model, Adapted) else (model, None)
+    path = find(name if name is not None else registry.DEFAULTS["text"], offline=offline).absolute()
+    if lora is not None and not lora.is_dir():
+        raise NotFoundError(f"there is no folder {shorten(str(lora))!r} with an adapter; name the one that PEFT wrote")
     place = "cuda" if device == "auto" and _has_gpu() else "cpu" if device == "auto" else device
-    load = _from_gguf if path.suffix == ".gguf" else _from_folder
-    language = models.get(What("text", path), Where(device=place, dtype=dtype), lambda: load(path, place, dtype))
+    what = What("text", path, () if lora is None else (lora,))
+
+    def load() -> Language:
+        if path.suffix != ".gguf":
+            return _from_folder(path, place, dtype, lora)
+        if lora is not None:
+            raise ConfigError(
+                f"{path.name} is a GGUF file; an adapter goes into a folder of safetensors: name that one"
+            )
+        return _from_gguf(path, place, dtype)
+
+    language = models.get(what, Where(device=place, dtype=dtype), load)
     return language if threads is None else replace(language, threads=threads, of=language)
 
 
@@ -180,26 +208,35 @@ def _from_gguf(path: Path, device: str, dtype: str) -> Language:
     )
 
 
-def _from_folder(path: Path, device: str, dtype: str) -> Language:
+def _from_folder(path: Path, device: str, dtype: str, lora: Path | None) -> Language:
+    from qkv.weights.adapters import merge_adapter
     from qkv.weights.decoder import as_blocks, load_decoder
     from qkv.weights.folder import Folder
 
-    folder = Folder(path)
+    folder, odd = Folder(path), dict[str, None]()
+
+    def load(dtype: "torch.dtype | None" = None) -> "Decoder":
+        decoder = load_decoder(folder, dtype=dtype)
+        if lora is not None:
+            family = folder.json("config.json")["model_type"]
+            odd.update(dict.fromkeys(merge_adapter(decoder, Folder(lora), family=family)))
+        return decoder
+
     tokenizer = LanguageTokenizer.load(path)
     told = generation.read(folder)
     runner, warnings = _runner(
-        lambda: as_blocks(load_decoder(folder)),
-        lambda dtype: load_decoder(folder, dtype=dtype),
+        lambda: as_blocks(load()),
+        load,
         device,
         dtype,
     )
     return Language(
-        name=path.name,
+        name=path.name if lora is None else f"{path.name}+{lora.name}",
         tokenizer=tokenizer,
         load_template=lambda: ChatTemplate.load(path),
         engine=Engine(runner),
         generation=told,
-        warnings=(*tokenizer.vocabulary.warnings, *told.warnings, *warnings),
+        warnings=(*tokenizer.vocabulary.warnings, *told.warnings, *odd, *warnings),
     )
 
 

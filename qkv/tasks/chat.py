@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qkv.errors import InputError
-from qkv.loaded.language import MAX_CHARACTERS, Language, check_text, load_language
+from qkv.loaded.language import MAX_CHARACTERS, Asked, Language, adapted, check_text, load_language
 from qkv.loaded.where import AUTO, Where
 from qkv.sample.tokens import quoted
 from qkv.text.chat import MAX_MESSAGES, Message
@@ -74,6 +74,7 @@ def chat(
     *,
     system: str | None = None,
     model: str | Path | None = None,
+    lora: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
@@ -82,16 +83,17 @@ def chat(
 ) -> Completion:
     """The answer to a question, or to the last of several messages (role and content, the oldest first).
 
-    `model` and where it computes are as in `load_language`. Greedy unless the model or `options` (the fields of
-    `Options`) say otherwise. Raises InputError, NotFoundError, CheckpointError, ConfigError, MissingDependencyError.
+    `model`, with the adapter in the folder `lora`, and where it computes are as in `load_language`. Greedy unless the
+    model or `options` (the fields of `Options`) say otherwise. Raises InputError, NotFoundError, CheckpointError,
+    ConfigError, MissingDependencyError.
     """
     request = ChatRequest(messages=as_messages(spoken, system), options=Options(**options))
     where = Where(device=device, dtype=dtype, threads=threads)
-    return last(chatting(request, model, where, offline=offline))
+    return last(chatting(request, adapted(model, lora), where, offline=offline))
 
 
 def chatting(
-    request: ChatRequest, model: str | Path | None = None, where: Where = AUTO, *, offline: bool = False
+    request: ChatRequest, model: Asked = None, where: Where = AUTO, *, offline: bool = False
 ) -> Iterator[Piece | Completion]:
     """The same as one loop: a `Piece` whenever there is more text, a `Completion` at the end.
 
@@ -105,6 +107,7 @@ async def achat(
     *,
     system: str | None = None,
     model: str | Path | None = None,
+    lora: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
@@ -114,11 +117,11 @@ async def achat(
     """`chat` for a coroutine; cancelling it ends the writing within a token."""
     request = ChatRequest(messages=as_messages(spoken, system), options=Options(**options))
     where = Where(device=device, dtype=dtype, threads=threads)
-    return await alast(achatting(request, model, where, offline=offline))
+    return await alast(achatting(request, adapted(model, lora), where, offline=offline))
 
 
 async def achatting(
-    request: ChatRequest, model: str | Path | None = None, where: Where = AUTO, *, offline: bool = False
+    request: ChatRequest, model: Asked = None, where: Where = AUTO, *, offline: bool = False
 ) -> AsyncIterator[Piece | Completion]:
     """`chatting` for a coroutine; the model is read and the messages tokenised beside the event loop."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qkv.errors import InputError
-from qkv.loaded.language import Language, check_text, load_language
+from qkv.loaded.language import Asked, Language, check_text, load_language
 from qkv.loaded.where import AUTO, Where
 from qkv.tasks.complete import in_the_middle
 from qkv.textfiles import read_text
@@ -56,7 +56,7 @@ def in_file(path: Path, line: int | None, options: Options) -> CodeRequest:
 
 
 def completing_code(
-    request: CodeRequest, model: str | Path | None = None, where: Where = AUTO, *, offline: bool = False
+    request: CodeRequest, model: Asked = None, where: Where = AUTO, *, offline: bool = False
 ) -> Iterator[Piece | Completion]:
     """A `Piece` whenever there is more code, a `Completion` at the end. Raises what `complete` does."""
     return write(prepare(request, load_language(model, **vars(where), offline=offline)))

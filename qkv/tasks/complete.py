@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qkv.errors import InputError
-from qkv.loaded.language import MAX_CHARACTERS, Language, check_text, load_language
+from qkv.loaded.language import MAX_CHARACTERS, Asked, Language, adapted, check_text, load_language
 from qkv.loaded.where import AUTO, Where
 from qkv.sample.stops import Stops
 from qkv.sample.tokens import quoted, whole
@@ -95,6 +95,7 @@ def complete(
     heal: bool = False,
     code: bool | None = None,
     model: str | Path | None = None,
+    lora: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
@@ -103,18 +104,18 @@ def complete(
 ) -> Completion:
     """What comes after `prompt`, greedily unless the model or `options` (the fields of `Options`) say otherwise.
 
-    `model` and where it computes are as in `load_language`; `CompleteRequest` explains the rest. Raises InputError,
-    NotFoundError, CheckpointError, ConfigError, MissingDependencyError.
+    `model`, with the adapter in the folder `lora`, and where it computes are as in `load_language`; `CompleteRequest`
+    explains the rest. Raises InputError, NotFoundError, CheckpointError, ConfigError, MissingDependencyError.
     """
     asked = CompleteRequest(
         prompt=prompt, suffix=suffix, shots=shots, echo=echo, heal=heal, code=code, options=Options(**options)
     )
     where = Where(device=device, dtype=dtype, threads=threads)
-    return last(completing(asked, model, where, offline=offline))
+    return last(completing(asked, adapted(model, lora), where, offline=offline))
 
 
 def completing(
-    request: CompleteRequest, model: str | Path | None = None, where: Where = AUTO, *, offline: bool = False
+    request: CompleteRequest, model: Asked = None, where: Where = AUTO, *, offline: bool = False
 ) -> Iterator[Piece | Completion]:
     """The same as one loop: a `Piece` whenever there is more text, a `Completion` at the end.
 
@@ -132,6 +133,7 @@ async def acomplete(
     heal: bool = False,
     code: bool | None = None,
     model: str | Path | None = None,
+    lora: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
@@ -143,11 +145,11 @@ async def acomplete(
         prompt=prompt, suffix=suffix, shots=shots, echo=echo, heal=heal, code=code, options=Options(**options)
     )
     where = Where(device=device, dtype=dtype, threads=threads)
-    return await alast(acompleting(asked, model, where, offline=offline))
+    return await alast(acompleting(asked, adapted(model, lora), where, offline=offline))
 
 
 async def acompleting(
-    request: CompleteRequest, model: str | Path | None = None, where: Where = AUTO, *, offline: bool = False
+    request: CompleteRequest, model: Asked = None, where: Where = AUTO, *, offline: bool = False
 ) -> AsyncIterator[Piece | Completion]:
     """`completing` for a coroutine; the model is read and the prompt tokenised beside the event loop."""
 

@@ -1,14 +1,21 @@
 """Which way a language model computes: compiled kernels for what a file holds, PyTorch where it is asked for."""
 
-import pytest
+import shutil
 
+import pytest
+import torch
+
+from qkv.cli import main
 from qkv.engine.native_runner import NativeRunner
 from qkv.engine.torch_runner import TorchRunner
-from qkv.errors import ConfigError
+from qkv.errors import ConfigError, NotFoundError
 from qkv.kernels import build, library
 from qkv.loaded.language import load_language
 from qkv.loaded.models import unload
 from qkv.tasks.complete import complete
+from qkv.train.lora import LoraConfig, add_lora, lora_layers, merge, save_adapter
+from qkv.weights.decoder import load_decoder, save_decoder
+from qkv.weights.folder import Folder
 
 native = pytest.mark.skipif(build.available() is not None, reason=str(build.available()))
 
@@ -47,3 +54,51 @@ def test_without_kernels_pytorch_does_and_says_so(tiny_decoder, monkeypatch):
     with pytest.raises(ConfigError, match="dtype=int8: the compiled kernels do not run here: no C"):
         load_language(tiny_decoder, dtype="int8", threads=2)
     unload(tiny_decoder)
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_decoder, tmp_path_factory):
+    """A strong adapter for the tiny decoder, and the model that it makes of it."""
+    folder = tmp_path_factory.mktemp("adapter")
+    decoder = load_decoder(Folder(tiny_decoder), dtype=torch.float32)
+    torch.manual_seed(3)
+    add_lora(decoder, LoraConfig(rank=2))
+    for layer in lora_layers(decoder).values():
+        layer.b.data.normal_(std=0.3)
+    save_adapter(decoder, folder / "lora", base="tiny")
+    merge(decoder)
+    shutil.copytree(tiny_decoder, folder / "merged")
+    save_decoder(decoder, folder / "merged")
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("auto", marks=native), pytest.param("int8", marks=native)])
+def test_with_an_adapter(tiny_decoder, adapter, dtype):
+    said = {"max_tokens": 24, "dtype": dtype}
+    found = complete("the name of", model=tiny_decoder, lora=adapter / "lora", **said)
+    expected = complete("the name of", model=adapter / "merged", **said)
+    same = 8 if dtype == "int8" else 24  # what was rounded before it is rounded to 8 bits is rounded otherwise
+    assert found.texts[0].ids[:same] == expected.texts[0].ids[:same]
+    assert found.text != complete("the name of", model=tiny_decoder, **said).text
+    assert found.model == f"{tiny_decoder.name}+lora"
+
+
+def test_an_adapter_at_the_command_line(tiny_decoder, adapter, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "complete",
+                "the name of",
+                "--model",
+                str(tiny_decoder),
+                "--lora",
+                str(adapter / "lora"),
+                "--max-tokens",
+                "9",
+            ]
+        )
+    assert ended.value.code == 0
+    expected = complete("the name of", model=tiny_decoder, lora=str(adapter / "lora"), max_tokens=9).text
+    assert capsys.readouterr().out == expected + "\n"
+    with pytest.raises(NotFoundError, match="there is no folder .*nothing' with an adapter; name the one that PEFT"):
+        complete("the", model=tiny_decoder, lora="nothing", max_tokens=2)
