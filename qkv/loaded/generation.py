@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from qkv.errors import ConfigError, InputError, shorten
+from qkv.loaded.gguf_keys import read_keys
 from qkv.published import Keys
 from qkv.sample.beam import EarlyStopping, check_beams
 from qkv.sample.rules import TokenRules
 from qkv.sample.stops import check_stops
 from qkv.sample.tokens import Sampling, whole
 from qkv.weights.gguf import GGUF
-from qkv.weights.gguf_keys import read_keys
 
 if TYPE_CHECKING:
     from qkv.sample.translation_beam import Search

@@ -209,7 +209,7 @@ def _from_gguf(path: Path, device: str, dtype: str) -> Language:
 
 
 def _from_folder(path: Path, device: str, dtype: str, lora: Path | None) -> Language:
-    from qkv.weights.adapters import merge_adapter
+    from qkv.loaded.adapters import merge_adapter
     from qkv.weights.decoder import as_blocks, load_decoder
     from qkv.weights.folder import Folder
 

@@ -3,7 +3,7 @@
     tokens ─ sorted by length ─ texts of one length stacked, so that nothing is padding ─ BERT ─ pooled ─ in your order
 
 Sentence-BERT (1908.10084). How a checkpoint pools, whether it normalises, and how much it reads stand in its own files
-(weights/sentence.py).
+(loaded/sentence.py).
 On a processor that computes bfloat16 the vectors are made in it: their cosine to float32's is above 0.999.
 Left out: layers behind the pooling, several poolings side by side.
 """
@@ -28,13 +28,13 @@ from qkv.loaded import models
 from qkv.loaded.files import as_folder, stamp
 from qkv.loaded.memory import module_bytes
 from qkv.loaded.models import What
+from qkv.loaded.sentence import SentenceConfig, read_sentence
 from qkv.loaded.where import Where
 from qkv.models.bert import Bert, pool_states
 from qkv.models.packed import can_pack, pack
 from qkv.text.bert import BertTokenizer
 from qkv.weights.bert import load_bert
 from qkv.weights.folder import Folder
-from qkv.weights.sentence import SentenceConfig, read_sentence
 
 Vectors = npt.NDArray[np.float32]
 

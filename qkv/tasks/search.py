@@ -14,8 +14,8 @@ from qkv import device as devices
 from qkv.errors import InputError, shorten
 from qkv.index.passages import Passage, Skipped, read_passages
 from qkv.index.vectors import VectorCache, key_of
+from qkv.loaded.sentence import Similarity
 from qkv.tasks.embed import Embedder, Vectors, load_embedder
-from qkv.weights.sentence import Similarity
 
 CHUNK = 512  # passages whose vectors are kept at once: what an interruption costs at most
 

@@ -4,7 +4,7 @@
     with base_only(decoder): ...                what the model was before
     merge(decoder)                              plain linear layers again, the corrections in their weights
 
-On disk an adapter is PEFT's, under the published names of the model's family; weights/adapters.py reads it. Left out:
+On disk an adapter is PEFT's, under the published names of the model's family; loaded/adapters.py reads it. Left out:
 dropout, biases, embeddings and convolutions, DoRA and rank-stabilised scales, and, of what is written, families whose
 published projections are fused or turned (GPT-2, BLOOM, NeoX): those adapters stay ours to merge.
 """
@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qkv.errors import CheckpointError, ConfigError, shorten
+from qkv.loaded.adapters import CONFIG, PREFIX
 from qkv.models.decoder import Decoder
-from qkv.weights.adapters import CONFIG, PREFIX
 from qkv.weights.configs import write_json
 from qkv.weights.families import FAMILIES, published_config
 from qkv.weights.files import save_tensors

@@ -1,4 +1,4 @@
-"""LoRA: it starts as nothing, is merged, and PEFT reads what we write (what PEFT writes: weights/test_adapters.py)."""
+"""LoRA: it starts as nothing, is merged, and PEFT reads what we write (what PEFT writes: loaded/test_adapters.py)."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 from qkv.errors import ConfigError
+from qkv.loaded.adapters import merge_adapter
 from qkv.models.decoder import Decoder
 from qkv.models.decoder_config import DecoderConfig
 from qkv.train.lora import (
@@ -21,7 +22,6 @@ from qkv.train.lora import (
     merge,
     save_adapter,
 )
-from qkv.weights.adapters import merge_adapter
 from qkv.weights.decoder import load_decoder, save_decoder
 from qkv.weights.folder import Folder
 

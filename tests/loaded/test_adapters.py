@@ -12,7 +12,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from qkv.errors import CheckpointError, ConfigError
-from qkv.weights.adapters import KEYS, merge_adapter
+from qkv.loaded.adapters import KEYS, merge_adapter
 from qkv.weights.decoder import load_decoder
 from qkv.weights.folder import Folder
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from qkv.errors import ConfigError
+from qkv.loaded.gguf_keys import KEYS, read_keys
 from qkv.sample.tokens import Sampling
-from qkv.weights.gguf_keys import KEYS, read_keys
 
 
 @pytest.mark.parametrize("kind", ["General", "Tokenizer", "Split"])
