@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from qkv.tasks.search import search
     from qkv.tasks.search_pictures import search_pictures
     from qkv.tasks.translate import Translation, translate, translating
+    from qkv.tasks.write import Written, write
     from qkv.text.chat import Message
     from qkv.writing.loop import Completion, Piece, Text, Token
     from qkv.writing.options import Options
@@ -71,6 +72,7 @@ _HOMES = {
     "tasks.search": "search",
     "tasks.search_pictures": "search_pictures",
     "tasks.translate": "Translation translate translating",
+    "tasks.write": "Written write",
     "text.chat": "Message",
     "writing.loop": "Completion Piece Text Token",
     "writing.options": "Options",

@@ -186,6 +186,7 @@ def _kind(path: Path) -> str:
         "LMHeadModel": "text",
         "ForMaskedLM": "fill",
         "MTModel": "translation",
+        "T5ForConditionalGeneration": "writing",
         "CLIPModel": "search",
     }
     return next((kind for ending, kind in endings.items() if name.endswith(ending)), "other")

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from qkv.cli import evaluating, models, pictures, text, training, translate, understand
+from qkv.cli import evaluating, models, pictures, text, training, translate, understand, write
 from qkv.cli.doors import flush_or_shut, open_doors
 from qkv.cli.shared import INTERRUPTED, Shared, verb
 from qkv.errors import QkvError, shorten, unknown
@@ -38,6 +38,7 @@ app.command()(pictures.draw)
 app.command()(text.chat)
 app.command()(text.complete)
 app.command()(translate.translate)
+app.command()(write.write)
 app.command()(understand.fill)
 app.command()(understand.embed)
 app.command()(understand.search)
