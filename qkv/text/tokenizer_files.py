@@ -45,12 +45,15 @@ CONFIG_KEYS = Keys(
         *("pad_token_type_id", "max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "chat_template"),
     },
 )
+# Where the files lay on the machine of whoever wrote them, and what was told to the class of that time.
+_HERE = {"tokenizer_class", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file"}
 MAP_KEYS = Keys(read={*_CONTROL, *_MORE})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What a folder says. `context` is how many tokens a text is padded to and cut at, None if no file says it."""
+    """What a folder says. `context` is how many tokens a text is padded to and cut at, None if no file says it; `more`
+    is what tokenizer_config.json says beside, for an export."""
 
     vocab: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
@@ -59,6 +62,7 @@ class Files:
     pad: str = EOS
     added: Sequence[Added] = ()
     context: int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -84,6 +88,7 @@ def read_files(folder: Path) -> Files:
         merges=merges,
         added=[token for token in added if token.content not in controls],
         context=_context(config.get("model_max_length"), folder / CONFIG),
+        more={key: value for key, value in CONFIG_KEYS.kept(config).items() if key not in _HERE},
         warnings=(
             *CONFIG_KEYS.unknown(config, f"{folder.name}/{CONFIG}"),
             *MAP_KEYS.unknown(special, f"{folder.name}/{MAP}"),
@@ -100,7 +105,7 @@ def write_files(files: Files, folder: Path) -> None:
         "unk_token": files.eos,
         "pad_token": files.pad,
     }
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": files.context or CONTEXT, **control}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": files.context or CONTEXT, **control, **files.more}
     merges = "".join(f"{left} {right}\n" for left, right in files.merges)
     texts = {"vocab.json": json.dumps(files.vocab, ensure_ascii=False), "merges.txt": f"#version: 0.2\n{merges}"}
     if files.added:

@@ -75,6 +75,7 @@ def _configurations(folder: Folder, index: Published) -> tuple[dict[str, Publish
         case ["diffusers", str(kind)] if chosen.get("_class_name") in scheduler.CLASSES:
             chosen = {**chosen, "_class_name": kind}  # where the two differ, diffusers makes what the index names
     files: dict[str, Published] = {
+        INDEX: index,
         **said,
         unet.FILE: unet.repaired(said[unet.FILE]),
         scheduler.FILE: scheduler.repaired(chosen),
@@ -139,7 +140,9 @@ def save_latent_diffusion(
     noise = _came_with(model, scheduler.FILE, scheduler.of_pipeline, model.noise)
     noise = scheduler.to_published(model.noise) if noise is None else noise
     write_json(path / scheduler.FILE, noise)
-    write_json(path / INDEX, _index(noise["_class_name"]))
+    unknown = {key: value for key, value in model.files.get(INDEX, {}).items() if key not in INDEX_KEYS.names}
+    more = {key: value for key, value in unknown.items() if not isinstance(value, list)}  # which would be a part
+    write_json(path / INDEX, more | _index(noise["_class_name"]))
 
 
 def _came_with(model: LatentDiffusion, file: str, read: Callable[[Published], Any], config: Any) -> Published | None:

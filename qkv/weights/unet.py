@@ -129,7 +129,12 @@ UNET_KEYS = Keys(
         "upcast_attention",  # a remedy for float16, whose largest number attention may pass
         *("addition_time_embed_dim", "projection_class_embeddings_input_dim"),  # of embeddings that are refused
     },
-    absent={"cross_attention_dim": 1280},
+    absent={
+        "cross_attention_dim": 1280,
+        "attention_head_dim": 8,
+        "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+    },
 )
 
 
@@ -140,7 +145,7 @@ def unet_config(published: Published) -> UNetConfig:
     up = _types(published, "up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")
     if up != down[::-1]:
         raise ConfigError("up_block_types do not mirror down_block_types; such a U-Net is not supported")
-    heads = published.get("attention_head_dim", 8)  # the number of heads: a misnomer that the format keeps
+    heads = published["attention_head_dim"]  # the number of heads: a misnomer that the format keeps
     heads = [heads] * len(down) if isinstance(heads, int) else heads
     summed_up = published.get("addition_embed_type") == "text"
     values |= {

@@ -326,6 +326,8 @@ def test_an_export_says_what_the_import_said(folder: Path, tmp_path: Path) -> No
         vae.FILE: {"force_upcast": True, "new_in_a_release": 2},
         ours.TEXT: {"attention_dropout": 0.1, "new_in_a_release": 3, "torch_dtype": "float16"},
         scheduler.FILE: {"steps_offset": 1, "solver_order": 3, "new_in_a_release": 4},
+        ours.INDEX: {"new_in_a_release": 5, "safety_checker": [None, None]},
+        "tokenizer/tokenizer_config.json": {"new_in_a_release": 6, "do_lower_case": True, "model_max_length": 70},
     }
     for file, change in said.items():
         edit(folder / file, change)
@@ -335,6 +337,13 @@ def test_an_export_says_what_the_import_said(folder: Path, tmp_path: Path) -> No
         if file == ours.TEXT:
             assert (came.pop("torch_dtype"), went["dtype"]) == ("float16", "float32")  # see published_text_tower
         assert went == came, file
+
+
+def test_the_defaults_of_an_empty_unet() -> None:
+    """What absent keys mean is what the class does without them."""
+    complete = dict(diffusers.UNet2DConditionModel().config) | {"sample_size": 64}
+    complete = json.loads(json.dumps({key: value for key, value in complete.items() if key[:1] != "_"}))
+    assert unet.unet_config(complete) == unet.unet_config({})
 
 
 def test_an_export_of_absent_keys(folder: Path, tmp_path: Path) -> None:

@@ -223,6 +223,12 @@ def test_clip(sampler: str, fresh) -> None:
     check(NoiseConfig(sampler=sampler, clip=0.7, steps_offset=1), 5, fresh, **options)
 
 
+@pytest.mark.parametrize("sampler", ["pndm", "euler", "euler_ancestral", "dpmpp_2m", "unipc"])
+def test_the_others_never_clip(sampler: str, fresh) -> None:
+    """Though a file hands the key on to them."""
+    check(NoiseConfig(sampler=sampler, clip=0.7, steps_offset=1), 5, fresh)
+
+
 @pytest.mark.parametrize(("spacing", "steps"), [("linspace", 2), ("linspace", 20), ("trailing", 30), ("trailing", 7)])
 def test_ddim_lands_where_the_next_step_begins(spacing: str, steps: int) -> None:
     """Where the spacing is uneven diffusers' DDIM does not; its first-order solver is the same walk, and does."""

@@ -145,7 +145,7 @@ def time_off_by_one(unet, monkeypatch):
 
 
 def no_memory(unet, monkeypatch):
-    monkeypatch.setattr(module.Middle, "remember", lambda self, memory: module.Level.remember(self, memory * 0))
+    monkeypatch.setattr(module.UNetMiddle, "remember", lambda self, memory: module.UNetLevel.remember(self, memory * 0))
 
 
 def scale_and_shift_swapped(unet, monkeypatch):
