@@ -28,6 +28,7 @@ DOORS = {"cli", "__init__.py", "__main__.py"}
 FAMILIES = {
     *("bert", "gpt", "gpt2", "llama", "qwen", "bloom", "marian", "clip", "vit", "unet", "vae", "ddpm"),
     *("diffusion", "stable", "dalle", "unclip", "emblem", "t5", "neox", "gptj", "mistral", "falcon", "opt", "roberta"),
+    *("gemma", "phi", "neo"),
 }
 FUSED = {"scaled_dot_product_attention", "flex_attention", "MultiheadAttention", "flash_attn"}
 
