@@ -19,6 +19,7 @@ from qkv.textfiles import read_text
 T = TypeVar("T")
 
 MAX_TOML = 1 << 20  # bytes of a file
+MANY = 1 << 14  # values that are looked at one by one
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -89,6 +90,39 @@ def _name(hint: Any) -> str:
 
 def _path(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
+
+
+def plain(value: Any) -> Any:
+    """A value of numpy's or PyTorch's as Python has it: their numbers, arrays as tuples, a dtype or device by its name.
+
+    Lists become tuples, as what holds them is frozen; what is in a mapping, one level deep, is made plain too.
+    """
+    if isinstance(value, list | tuple | dict) and len(value) > MANY:
+        return value
+    kind = type(value).__module__.partition(".")[0]
+    if kind in ("numpy", "torch") and not isinstance(value, type):
+        if hasattr(value, "tolist"):
+            found = value.tolist()
+            return tuple(found) if isinstance(found, list) else found
+        return str(value).removeprefix("torch.")
+    if isinstance(value, list) or type(value) is tuple:
+        return tuple(map(plain, value))
+    if isinstance(value, dict):
+        return {_scalar(key): _scalar(item) for key, item in value.items()}
+    return value
+
+
+def _scalar(value: Any) -> Any:
+    return value if isinstance(value, list | tuple | dict) else plain(value)
+
+
+def make_plain(request: Any) -> None:
+    """Makes the fields of a frozen dataclass plain, and None the default where None means nothing else."""
+    for field in dataclasses.fields(request):
+        value = plain(getattr(request, field.name))
+        if value is None and field.default is not dataclasses.MISSING:
+            value = field.default
+        object.__setattr__(request, field.name, value)
 
 
 def read_toml(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:

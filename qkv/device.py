@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from qkv.config import plain
 from qkv.errors import InputError, unknown
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -19,8 +20,9 @@ MAX_THREADS = 1024
 T = TypeVar("T")
 
 
-def find_device(name: str) -> torch.device:
-    """The device of that name; auto is a GPU where there is one. Raises InputError."""
+def find_device(device: object) -> torch.device:
+    """The device of that name; auto (or None) is a GPU where there is one. Raises InputError."""
+    name = "auto" if device is None else plain(device)
     if name not in DEVICES:
         raise InputError(unknown("device", name, DEVICES))
     if name == "cuda" and not torch.cuda.is_available():
@@ -31,11 +33,12 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() and not forked else "cpu")
 
 
-def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of that name; auto is the fastest that the device computes natively. Raises InputError."""
+def find_dtype(dtype: object, device: torch.device) -> torch.dtype:
+    """The precision of that name; auto or None: the fastest that the device computes natively. InputError."""
+    name = "auto" if dtype is None else plain(dtype)
     if name == "auto":
         return _natural(device)
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         raise InputError(unknown("dtype", name, ("auto", *DTYPES)))
     return DTYPES[name]
 

@@ -15,6 +15,7 @@ and exits with code 2; a program catches `QkvError`.
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -58,9 +59,9 @@ class MissingDependencyError(QkvError, ImportError):
         return cls(f"{package} is not installed; run: pip install 'qkv[{extra}]'")
 
 
-def unknown(kind: str, given: str, known: Iterable[str]) -> str:
+def unknown(kind: str, given: object, known: Iterable[str]) -> str:
     """The message for a name that is not one of `known`: names the nearest, or lists them all."""
-    names = sorted(known)
+    names, given = sorted(known), given if isinstance(given, str) else quoted(given)
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
     return f"unknown {kind} {shorten(given)!r}; {hint}"
@@ -70,3 +71,12 @@ def shorten(text: str, limit: int = 80) -> str:
     """`text` on one line and at most `limit` characters, for quoting in a message."""
     flat = " ".join(text.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def quoted(value: object) -> str:
+    """A value as a message quotes it: short, and found at once, however large it is."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, list | tuple | dict | set | bytes) and len(value) > 100:
+        return f"a {type(value).__name__} of {len(value):,}"
+    return shorten(reprlib.repr(value))

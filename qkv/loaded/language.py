@@ -175,6 +175,8 @@ def load_language(
     path = find(name if name is not None else registry.DEFAULTS["text"], offline=offline).absolute()
     if lora is not None and not lora.is_dir():
         raise NotFoundError(f"there is no folder {shorten(str(lora))!r} with an adapter; name the one that PEFT wrote")
+    where = Where(device=device, dtype=dtype, threads=threads)
+    device, dtype, threads = where.device, where.dtype, where.threads
     place = "cuda" if device == "auto" and _has_gpu() else "cpu" if device == "auto" else device
     what = What("text", path, () if lora is None else (lora,))
 

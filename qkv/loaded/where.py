@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from qkv.config import make_plain
+
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
@@ -13,6 +15,9 @@ class Where:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None  # None: as the process has it
+
+    def __post_init__(self) -> None:
+        make_plain(self)
 
     @classmethod
     def of(cls, device: object, dtype: object) -> "Where":

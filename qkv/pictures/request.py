@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qkv.errors import InputError, shorten
+from qkv.config import make_plain, plain
+from qkv.errors import InputError, quoted, shorten
 from qkv.pictures.others import Parameters
 from qkv.pictures.picture import PUBLISHED_SAMPLERS, Settings, read
 from qkv.sample.denoise import find
@@ -41,6 +42,9 @@ class Request:
     attention: bool = False  # also heat maps of where every word was looked at
 
     def __post_init__(self) -> None:
+        make_plain(self)
+        for name in ("prompts", "negatives", "seeds"):
+            object.__setattr__(self, name, several(getattr(self, name)))
         _whole("count", self.count, 1, MAX_PICTURES)
         if not 1 <= self.pictures <= MAX_PICTURES:
             raise InputError(f"{len(self.prompts)} prompts, {self.count} of each: ask for 1 to {MAX_PICTURES} pictures")
@@ -64,7 +68,8 @@ class Request:
             _number("guidance", self.guidance, 0.0, MAX_GUIDANCE)
         _number("eta", self.eta, 0.0, 1.0)
         if self.sampler is not None:
-            object.__setattr__(self, "sampler", _SAMPLERS.get(self.sampler, self.sampler))
+            if isinstance(self.sampler, str):
+                object.__setattr__(self, "sampler", _SAMPLERS.get(self.sampler, self.sampler))
             find(self.sampler)
         if self.size is not None:
             check_size(self.size, SIZE_UNIT)
@@ -88,14 +93,20 @@ class Request:
 
 
 def texts(given: str | Sequence[str]) -> tuple[str, ...]:
-    """One text or several as a tuple."""
-    return (given,) if isinstance(given, str) else tuple(given)
+    """One text or several as a tuple; what is neither is refused later, by name."""
+    return several(given)
+
+
+def several(given: Any) -> tuple[Any, ...]:
+    """A value, or several, as a tuple."""
+    given = plain(given)
+    return given if isinstance(given, tuple) else (given,)
 
 
 def check_size(size: tuple[int, int], unit: int) -> None:
     """InputError unless width and height are multiples of `unit` pixels, and not absurdly many."""
-    if len(size) != 2:
-        raise InputError(f"size={shorten(repr(size))} is not width and height")
+    if not isinstance(size, tuple) or len(size) != 2:
+        raise InputError(f"size={quoted(size)} is not width and height")
     for name, side in zip(("width", "height"), size):
         _whole(name, side, 1, MAX_PIXELS)
         if side % unit:
@@ -107,7 +118,7 @@ def check_size(size: tuple[int, int], unit: int) -> None:
 
 def _text(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise InputError(f"{name}={shorten(repr(value))} is not a text")
+        raise InputError(f"{name}={quoted(value)} is not a text")
     check_length(value)
     try:
         value.encode()
@@ -116,13 +127,15 @@ def _text(name: str, value: object) -> None:
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
+    value = plain(value)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise InputError(f"{name}={shorten(repr(value))} is not a whole number in {low}..{high}")
+        raise InputError(f"{name}={quoted(value)} is not a whole number in {low}..{high}")
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:
+    value = plain(value)
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:  # NaN is not
-        raise InputError(f"{name}={shorten(repr(value))} is not a number in {low:g}..{high:g}")
+        raise InputError(f"{name}={quoted(value)} is not a number in {low:g}..{high:g}")
 
 
 class Again(NamedTuple):

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qkv.errors import InputError, MissingDependencyError, shorten
+from qkv.errors import InputError, MissingDependencyError, quoted, shorten
 from qkv.sample.bounds import keep_bounds
-from qkv.sample.tokens import quoted
 
 if TYPE_CHECKING:
     import llguidance

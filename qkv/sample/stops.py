@@ -7,8 +7,7 @@ arrived. The first stop string to be complete wins; of two complete at once, the
 
 from collections.abc import Sequence
 
-from qkv.errors import InputError
-from qkv.sample.tokens import quoted
+from qkv.errors import InputError, quoted
 
 MAX_STOPS = 16  # of one request
 MAX_LENGTH = 1000  # characters of one stop string

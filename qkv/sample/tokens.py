@@ -11,15 +11,15 @@ a logit changes what is drawn. Numpy only. Left out: typical, eta and mirostat s
 """
 
 import math
-import reprlib
-from collections.abc import Collection, Mapping, Sequence, Sized
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from qkv.errors import CheckpointError, InputError, shorten
+from qkv.config import plain
+from qkv.errors import CheckpointError, InputError, quoted
 from qkv.sample.rules import Ruling, TokenRules
 
 MAX_TEMPERATURE = 100.0
@@ -79,25 +79,18 @@ class Sampling:
 
 def whole(name: str, value: object, low: int, high: int) -> None:
     """InputError unless `value` is a whole number in low..high."""
+    value = plain(value)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise InputError(f"{name}={quoted(value)} is not a whole number in {low}..{high}")
 
 
 def number(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
     """InputError unless `value` is a number in low..high, or with `above` in it but not `low` itself."""
+    value = plain(value)
     fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # NaN does not
     if not fits or (above and value == low):
         limits = f"above {low:g} and at most {high:g}" if above else f"in {low:g}..{high:g}"
         raise InputError(f"{name}={quoted(value)} is not a number {limits}")
-
-
-def quoted(value: object) -> str:
-    """A value as a message quotes it: short, and found at once, however large it is."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"a number of {value.bit_length()} bits"
-    if isinstance(value, Sized) and not isinstance(value, str) and len(value) > 100:
-        return f"a {type(value).__name__} of {len(value):,}"
-    return shorten(reprlib.repr(value))
 
 
 class Constraint(Protocol):

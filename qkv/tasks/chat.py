@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qkv.errors import InputError
+from qkv.errors import InputError, quoted
 from qkv.loaded.language import MAX_CHARACTERS, Asked, Language, adapted, check_text, load_language
 from qkv.loaded.where import AUTO, Where
-from qkv.sample.tokens import quoted
 from qkv.text.chat import MAX_MESSAGES, Message
 from qkv.writing.loop import Completion, Piece, alast, awrite, last, write
 from qkv.writing.options import Options

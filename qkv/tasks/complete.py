@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qkv.errors import InputError
+from qkv.config import make_plain
+from qkv.errors import InputError, quoted
 from qkv.loaded.language import MAX_CHARACTERS, Asked, Language, adapted, check_text, load_language
 from qkv.loaded.where import AUTO, Where
 from qkv.sample.stops import Stops
-from qkv.sample.tokens import quoted, whole
+from qkv.sample.tokens import whole
 from qkv.writing.loop import Completion, Piece, alast, awrite, last, write
 from qkv.writing.options import Options
 from qkv.writing.settle import Cutter, Task, settle
@@ -47,6 +48,7 @@ class CompleteRequest:
     code: bool | None = False
 
     def __post_init__(self) -> None:
+        make_plain(self)
         is_text = isinstance(self.prompt, str)
         if is_text:
             check_text("prompt", self.prompt)

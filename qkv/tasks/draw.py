@@ -30,13 +30,15 @@ from qkv.loaded.where import AUTO, Where
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.pictures.attention_map import AttentionMaps, heat_sheet
 from qkv.pictures.picture import Picture, Settings
-from qkv.pictures.request import SIZE_UNIT, Request, check_size, texts
+from qkv.pictures.request import SIZE_UNIT, Request, check_size, several, texts
 from qkv.pictures.sheet import to_images
 from qkv.registry import label
 from qkv.sample.denoise import levels, sample
 from qkv.sample.predict import Condition, Network, guided, predict
 from qkv.text.tokenizer import Prompt
 from qkv.text.weighting import parse, unsupported
+
+DEFAULT = "emblem"  # the model, if nobody says which
 
 
 class Progress(NamedTuple):
@@ -53,16 +55,16 @@ def draw(
     prompt: str | Sequence[str],
     *,
     negative: str | Sequence[str] | None = None,
-    model: str | Path = "emblem",
-    count: int = 1,
+    model: str | Path | None = None,
+    count: int | None = None,
     seed: int | Sequence[int] | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
     size: tuple[int, int] | None = None,
-    eta: float = 0.0,
-    device: str = "auto",
-    dtype: str = "auto",
+    eta: float | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
     threads: int | None = None,
     attention: bool = False,
 ) -> list[Picture]:
@@ -74,25 +76,26 @@ def draw(
     """
     request = Request(
         prompts=texts(prompt),
-        negatives=texts(negative or ""),
-        count=count,
-        seeds=() if seed is None else (seed,) if isinstance(seed, int) else tuple(seed),
+        negatives=texts("" if negative is None else negative),
+        count=1 if count is None else count,
+        seeds=() if seed is None else several(seed),
         steps=steps,
         guidance=guidance,
         sampler=sampler,
         size=size,
-        eta=eta,
+        eta=0.0 if eta is None else eta,
         attention=attention,
     )
-    events = drawing(request, model, Where(device=device, dtype=dtype, threads=threads))
+    events = drawing(request, model, Where(device=device or "auto", dtype=dtype or "auto", threads=threads))
     return [event for event in events if isinstance(event, Picture)]
 
 
-def drawing(request: Request, model: str | Path = "emblem", where: Where = AUTO) -> Iterator[Progress | Picture]:
+def drawing(request: Request, model: str | Path | None = None, where: Where = AUTO) -> Iterator[Progress | Picture]:
     """The same as one loop: a `Progress` after every step, a `Picture` whenever one is done.
 
     Everything is checked, and the model loaded, before this returns. Raises what `draw` does.
     """
+    model = DEFAULT if model is None else model
     drawer = load_drawer(model, where)
     settings, warnings = _settle(request, drawer, label(model), where.threads)
     return devices.on_threads(where.threads, _draw_all(request, drawer, settings, warnings))

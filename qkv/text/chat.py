@@ -35,8 +35,8 @@ class Message:
     content: str
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise InputError(unknown("role", str(self.role), ROLES))
+        if not isinstance(self.role, str) or self.role not in ROLES:
+            raise InputError(unknown("role", self.role, ROLES))
         if not isinstance(self.content, str):
             raise InputError(f"the content of a message is {type(self.content).__name__}; it must be a text")
 

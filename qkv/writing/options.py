@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qkv.config import make_plain
 from qkv.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Options:
         from qkv.sample.stops import check_stops
         from qkv.sample.tokens import MAX_SEED, whole
 
+        make_plain(self)
         if self.max_tokens is not None:
             whole("max_tokens", self.max_tokens, 0, MAX_TOKENS)
         whole("n", self.n, 1, MAX_ANSWERS)
