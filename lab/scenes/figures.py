@@ -169,7 +169,7 @@ class Artist:
         behind = row.sit == "behind"
         height = 0.52 if behind else 0.66
         left, top, right, bottom = bounds(rider)
-        scale = height / max(bottom - top, 0.8 * (right - left))
+        scale = height / max(bottom - top, 1.05 * (right - left))
         tall = (bottom - top) * scale
         foot = edge * body.height + (0.42 if behind else SINK) * tall
         sitting = moved(rider, scale, seat * body.width - scale * (left + right) / 2, foot - scale * bottom)
