@@ -13,6 +13,7 @@ from qkv.errors import CheckpointError, ConfigError, shorten
 from qkv.models.bert import Pooling
 from qkv.published import Keys
 from qkv.text.vocabulary import read_text
+from qkv.weights.families import unknown_keys
 from qkv.weights.folder import Folder
 
 _MODULES = "modules.json"
@@ -90,7 +91,7 @@ def read_sentence(folder: Folder) -> SentenceConfig:
         context=_context(said[length], folder),
         lower=said[length].get("do_lower_case") is True,
         similarity=_similarity(said[_PROMPTS]),
-        warnings=tuple(folder.unknown(tables)),
+        warnings=(*unknown_keys(folder.json("config.json")), *folder.unknown(tables)),
         **_prompts(said[_PROMPTS]),
     )
 

@@ -22,6 +22,7 @@ from qkv.sample.translation_beam import Search
 from qkv.text.moses import from_moses, to_moses
 from qkv.text.pieces import FILES, Pieces, read_pieces
 from qkv.text.words import valid_text
+from qkv.weights.families import unknown_keys
 from qkv.weights.folder import Folder
 from qkv.weights.translator import load_translator
 
@@ -136,4 +137,5 @@ def _published_manner(ready: Ready, folder: Folder) -> Ready:
     """As transformers translates."""
     told = generation.read(folder)
     search = generation.translation_search(told, end=ready.model.config.end)
-    return replace(ready, search=search, warnings=told.warnings)
+    odd = unknown_keys(folder.json("config.json"), generation.KEYS.names)
+    return replace(ready, search=search, warnings=(*odd, *told.warnings))

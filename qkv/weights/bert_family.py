@@ -18,6 +18,15 @@ from qkv.weights.configs import LAYERS, Keys
 from qkv.weights.family import Family, Published, drop_copies
 from qkv.weights.tables import Row, Table
 
+# Copies of the embeddings are told by the tensors; what other heads, older libraries and the sines at the start say.
+_HARMLESS = frozenset(
+    {
+        *("tie_word_embeddings", "tie_weights_", "sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout"),
+        *("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head"),
+        *("pooler_type", "directionality", "bos_token_id", "eos_token_id", "net_structure_type", "down_scale_factor"),
+        *("gap_size", "num_memory_blocks"),
+    }
+)
 Kind = Literal["body", "masked", "classifier", "tagger"]
 CLASSES: dict[Kind, str] = {
     "body": "Model",
@@ -88,7 +97,12 @@ def _family(
         return Family(
             kind=BertConfig,
             architecture=names.stem + CLASSES[kind],
-            keys=Keys(fields=fields, fixed={"model_type": (names.name,), **(fixed or {})}, absent=absent or {}),
+            keys=Keys(
+                fields=fields,
+                harmless=_HARMLESS,
+                fixed={"model_type": (names.name,), **(fixed or {})},
+                absent=absent or {},
+            ),
             values=values or {},
             table=lambda config: names.table(kind),
             read=_read,

@@ -49,6 +49,8 @@ BLOOM = DecoderFamily(
             "layer_norm_epsilon": "norm_eps",
             "tie_word_embeddings": "tied",
         },
+        harmless={"slow_but_exact", "offset_alibi", "skip_bias_add", "skip_bias_add_qkv", "unk_token_id"}
+        | {"masked_softmax_fusion", "attention_softmax_in_fp32", "bias_dropout_fusion"},
         fixed={"model_type": ("bloom",), "apply_residual_connection_post_layernorm": (False,)},
         absent={"vocab_size": 250_880, "seq_length": 2048, "hidden_size": 64, "n_layer": 2, "n_head": 8},
     ),

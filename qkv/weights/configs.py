@@ -27,7 +27,9 @@ COMMON = frozenset(
         *("output_hidden_states", "output_scores", "return_dict_in_generate", "torchscript", "use_bfloat16"),
         *("tf_legacy_loss", "gradient_checkpointing", "use_cache", "chunk_size_feed_forward", "attn_implementation"),
         *("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "initializer_range"),
-        *("initializer_factor", "layerdrop", "pretraining_tp"),
+        *("initializer_factor", "init_std", "layerdrop", "pretraining_tp", "is_encoder_decoder", "attn_pdrop"),
+        *("embd_pdrop", "resid_pdrop", "hidden_dropout", "activation_dropout", "classifier_dropout", "embed_dropout"),
+        *("resid_dropout", "classifier_dropout_prob", "encoder_layerdrop", "decoder_layerdrop", "auto_map"),
     }
 )
 

@@ -36,8 +36,6 @@ def explicit(config: DecoderConfig) -> DecoderConfig:
 
 def _settle(config: DecoderConfig, tensors: dict[str, Tensor]) -> DecoderConfig:
     if config.tied:
-        if "head.weight" in tensors and "token.weight" not in tensors:  # older files have the head alone
-            tensors["token.weight"] = tensors["head.weight"]
         why = "tie_word_embeddings is set, but the file holds a head that is not the embedding"
         drop_copies(tensors, {"head.weight": "token.weight"}, why)
     return config
@@ -59,6 +57,7 @@ def layer_windows(kinds: Any, windows: Mapping[str, int | None], layers: int, ke
     return [windows[kind] for kind in kinds]
 
 
+ROTARY = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"})  # what is read of it
 _ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _LLAMA3 = {
     "factor": "factor",

@@ -4,7 +4,7 @@ Which family a folder holds is its config.json's model_type; what it is made int
 decoder, an encoder or an encoder-decoder.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +47,15 @@ def find_family(published: Published, kind: type[Config], head: str = "") -> Fam
     if not isinstance(name, str) or name not in known:
         raise ConfigError(unknown("model_type", str(name), known))
     return known[name].heads[head] if head else known[name]
+
+
+def unknown_keys(published: Published, also: Collection[str] = ()) -> list[str]:
+    """A warning that names the keys of a config.json that its family does not know, nor `also`. ConfigError for a
+    family that is not here."""
+    name = str(published.get("model_type"))
+    if name not in FAMILIES:
+        raise ConfigError(unknown("model_type", name, FAMILIES))
+    return FAMILIES[name].unknown(published, also)
 
 
 def load_model(

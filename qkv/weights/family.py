@@ -5,7 +5,7 @@ how to add one.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qkv.config import build, convert
 from qkv.errors import CheckpointError, ConfigError, shorten
-from qkv.weights.configs import Keys
+from qkv.weights.configs import COMMON, Keys
 from qkv.weights.tables import Table
 
 Published = Mapping[str, Any]  # a config.json
@@ -74,6 +74,11 @@ class Family(Generic[Config]):
         if isinstance(activation, str):
             values["activation"] = _ACTIVATIONS.get(activation, activation)
         return self.tidy(build(self.kind, values))
+
+    def unknown(self, published: Published, also: Collection[str] = ()) -> list[str]:
+        """A warning that names the keys of a config.json which no row here knows, nor `also`."""
+        known = {*self.keys.names, *_REFUSED, *self.refused, *self.aliases, *also}
+        return Keys(read=known, harmless=COMMON).unknown(published, "config.json")
 
     def published(self, config: Config) -> dict[str, Any]:
         """The config.json of `config`. ConfigError if this family cannot say all of it."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from qkv.models.decoder_config import DecoderConfig
 from qkv.weights.configs import Keys
-from qkv.weights.decoder_family import DecoderFamily, layer_windows
+from qkv.weights.decoder_family import ROTARY, DecoderFamily, layer_windows
 from qkv.weights.family import Published, whole
 from qkv.weights.llama import LLAMA_FIELDS, TABLE, VALUES, read_biased, write_biased
 from qkv.weights.tables import Table
@@ -74,6 +74,7 @@ GEMMA = DecoderFamily(
     architecture="GemmaForCausalLM",
     keys=Keys(
         fields=LLAMA_FIELDS,
+        read={*ROTARY, "attention_bias"},
         fixed={"model_type": ("gemma",), "use_bidirectional_attention": (None, False)},
         absent=_ABSENT | {"hidden_act": "gelu_tanh"},
     ),
@@ -86,6 +87,7 @@ GEMMA2 = DecoderFamily(
     architecture="Gemma2ForCausalLM",
     keys=Keys(
         fields={"hidden_activation" if key == "hidden_act" else key: ours for key, ours in LLAMA_FIELDS.items()},
+        read={*ROTARY, "attention_bias", "layer_types"},
         fixed={"model_type": ("gemma2",), "use_bidirectional_attention": (None, False)},
         absent=_ABSENT
         | {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8}

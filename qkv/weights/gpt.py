@@ -92,6 +92,7 @@ def _write_neo(config: DecoderConfig) -> Published:
     return {"window_size": width, "attention_types": [[kinds, 1]], "intermediate_size": config.ffn_dim}
 
 
+_SUMMARY = ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")
 GPT2 = DecoderFamily(
     architecture="GPT2LMHeadModel",
     keys=Keys(
@@ -105,6 +106,9 @@ GPT2 = DecoderFamily(
             "layer_norm_epsilon": "norm_eps",
             "tie_word_embeddings": "tied",
         },
+        read={"n_inner"},
+        # What a second head would need, and in what precision scores are made.
+        harmless={"reorder_and_upcast_attn", "n_ctx", *(f"summary_{name}" for name in _SUMMARY)},
         fixed={
             "model_type": ("gpt2",),
             "scale_attn_weights": (True,),
@@ -135,6 +139,8 @@ GPT_NEO = DecoderFamily(
             "layer_norm_epsilon": "norm_eps",
             "tie_word_embeddings": "tied",
         },
+        read={"intermediate_size"},
+        harmless={"attention_layers", *(f"summary_{name}" for name in _SUMMARY)},  # the first is attention_types again
         fixed={"model_type": ("gpt_neo",)},
         absent={"max_position_embeddings": 2048, "hidden_size": 2048, "num_layers": 24, "num_heads": 16}
         | {"window_size": 256, "attention_types": [[["global", "local"], 12]]},

@@ -4,12 +4,13 @@ Llama 2 (2307.09288), Llama 3 (2407.21783), Mistral 7B (2310.06825), Qwen2.5 (24
 block (RMS norm, rotary positions, gated SiLU, grouped keys) and one naming; they differ in biases, windows and norms.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from qkv.config import convert
 from qkv.models.decoder_config import DecoderConfig
 from qkv.weights.configs import Keys
-from qkv.weights.decoder_family import FIELDS, DecoderFamily, layer_windows, read_rotary, write_rotary
+from qkv.weights.decoder_family import FIELDS, ROTARY, DecoderFamily, layer_windows, read_rotary, write_rotary
 from qkv.weights.family import Published, whole
 from qkv.weights.tables import Table
 
@@ -69,8 +70,11 @@ _QWEN_SIZES = _SIZES | {
 _GLOBAL = {"sliding_window": (None,), "use_sliding_window": (None, False), "layer_types": (None,)}
 
 
-def _keys(name: str, absent: Published, **more: str) -> Keys:
-    return Keys(fields=LLAMA_FIELDS | more, fixed={"model_type": (name,)}, absent=absent)
+_LAYERED = {"use_sliding_window", "layer_types"}
+
+
+def _keys(name: str, absent: Published, read: Collection[str] = (), **more: str) -> Keys:
+    return Keys(fields=LLAMA_FIELDS | more, read={*ROTARY, *read}, fixed={"model_type": (name,)}, absent=absent)
 
 
 def read_biased(published: Published) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def _write_layered(config: DecoderConfig) -> Published:
 
 LLAMA = DecoderFamily(
     architecture="LlamaForCausalLM",
-    keys=_keys("llama", _SIZES, mlp_bias="bias"),
+    keys=_keys("llama", _SIZES, {"attention_bias"}, mlp_bias="bias"),
     values=VALUES,
     table=lambda config: TABLE,
     read=read_biased,
@@ -141,7 +145,7 @@ MISTRAL = DecoderFamily(
 )
 QWEN2 = DecoderFamily(
     architecture="Qwen2ForCausalLM",
-    keys=_keys("qwen2", _QWEN_SIZES),
+    keys=_keys("qwen2", _QWEN_SIZES, _LAYERED),
     values=VALUES | {"attention_bias": True},
     table=lambda config: TABLE,
     read=lambda published: {**read_rotary(published), **_read_layered(published)},
@@ -149,7 +153,7 @@ QWEN2 = DecoderFamily(
 )
 QWEN3 = DecoderFamily(
     architecture="Qwen3ForCausalLM",
-    keys=_keys("qwen3", _QWEN_SIZES | {"head_dim": 128}),
+    keys=_keys("qwen3", _QWEN_SIZES | {"head_dim": 128}, {"attention_bias", *_LAYERED}),
     values=VALUES | {"qk_norm": True},
     table=lambda config: TABLE,
     read=lambda published: {**read_biased(published), **_read_layered(published)},

@@ -18,6 +18,8 @@ from qkv.weights.family import Family, Published, drop_copies
 from qkv.weights.tables import Row, Table, Transform
 
 _KEYS = Keys(
+    read={"decoder_attention_heads", "decoder_ffn_dim", "decoder_vocab_size"},
+    harmless={"is_decoder", "num_hidden_layers", "classif_dropout", "extra_pos_embeddings"},
     fields={
         "vocab_size": "vocab",
         "decoder_start_token_id": "start",

@@ -3,7 +3,7 @@ attention and feed-forward read the same input, q, k and v are stacked by heads.
 
 from qkv.models.decoder_config import DecoderConfig
 from qkv.weights.configs import Keys
-from qkv.weights.decoder_family import FIELDS, DecoderFamily, by_heads, read_rotary, write_rotary
+from qkv.weights.decoder_family import FIELDS, ROTARY, DecoderFamily, by_heads, read_rotary, write_rotary
 from qkv.weights.family import Published
 from qkv.weights.tables import Row, Table
 
@@ -37,6 +37,8 @@ NEOX = DecoderFamily(
     architecture="GPTNeoXForCausalLM",
     keys=Keys(
         fields=FIELDS | {"use_parallel_residual": "parallel"},
+        read=ROTARY,
+        harmless={"is_decoder"},
         fixed={"model_type": ("gpt_neox",), "attention_bias": (True,)},
         absent={"vocab_size": 50_432, "max_position_embeddings": 2048, "hidden_size": 6144, "num_hidden_layers": 44}
         | {"num_attention_heads": 64, "intermediate_size": 24_576},

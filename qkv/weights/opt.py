@@ -54,6 +54,7 @@ OPT = DecoderFamily(
             **{"activation_function": "activation", "do_layer_norm_before": "norm_first"},
             "tie_word_embeddings": "tied",
         },
+        read={"enable_bias", "word_embed_proj_dim"},
         fixed={
             "model_type": ("opt",),
             "_remove_final_layer_norm": (False,),

@@ -83,6 +83,8 @@ T5 = Family(
             **{"relative_attention_num_buckets": "relative_buckets", "dropout_rate": "dropout"},
             "relative_attention_max_distance": "relative_farthest",
         },
+        read={"scale_decoder_outputs", "tie_word_embeddings"},
+        harmless={"is_decoder", "dense_act_fn", "is_gated_act"},  # the last two are feed_forward_proj again
         fixed={"model_type": ("t5",), "is_encoder_decoder": (True,)},
         absent={
             **{"vocab_size": 32_128, "decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0},
