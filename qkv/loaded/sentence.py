@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from qkv.errors import CheckpointError, ConfigError, shorten
+from qkv.loaded import generation
 from qkv.models.bert import Pooling
 from qkv.published import Keys
 from qkv.text.vocabulary import read_text
@@ -91,7 +92,7 @@ def read_sentence(folder: Folder) -> SentenceConfig:
         context=_context(said[length], folder),
         lower=said[length].get("do_lower_case") is True,
         similarity=_similarity(said[_PROMPTS]),
-        warnings=(*unknown_keys(folder.json("config.json")), *folder.unknown(tables)),
+        warnings=(*unknown_keys(folder.json("config.json"), generation.KEYS.names), *folder.unknown(tables)),
         **_prompts(said[_PROMPTS]),
     )
 

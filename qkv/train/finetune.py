@@ -6,15 +6,17 @@ LoRA (lora.py), or every weight, which takes several times the memory and forget
 come after it (preference.py).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
 from qkv.errors import ConfigError
 from qkv.fetch.pull import find
+from qkv.loaded.generation import FILE
 from qkv.models.decoder import Decoder
 from qkv.text.chat import ChatTemplate
 from qkv.text.language import LanguageTokenizer
@@ -22,6 +24,7 @@ from qkv.train.conversations import IGNORED, Example, Order, Rows, Speaker, dige
 from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.lora import LoraConfig, add_lora, lora_layers, merge, save_adapter
 from qkv.train.recipes import Context
+from qkv.weights.configs import write_json
 from qkv.weights.decoder import load_decoder, save_decoder
 from qkv.weights.folder import Folder
 from qkv.weights.gguf import open_gguf
@@ -55,6 +58,7 @@ class Start:
     decoder: Decoder
     tokenizer: LanguageTokenizer
     template: ChatTemplate
+    generation: Mapping[str, Any] = field(default_factory=dict)  # its generation_config.json
 
     def speaker(self, context: int) -> Speaker:
         """ConfigError if the model cannot read as much."""
@@ -71,7 +75,9 @@ def open_start(name: str, dtype: torch.dtype) -> Start:
         tokenizer, template = LanguageTokenizer.from_gguf(metadata), ChatTemplate.from_gguf(metadata)
         return Start(load_gguf(path, dtype), tokenizer, template)
     tokenizer, template = LanguageTokenizer.load(path), ChatTemplate.load(path)
-    return Start(load_decoder(Folder(path), dtype=dtype), tokenizer, template)
+    folder = Folder(path)
+    generation = folder.json(FILE) if folder.has(FILE) else {}
+    return Start(load_decoder(folder, dtype=dtype), tokenizer, template, generation)
 
 
 def open_trainable(name: str, lora: LoraConfig | None, config: FitConfig, device: torch.device) -> Start:
@@ -152,4 +158,5 @@ def save(decoder: Decoder, start: Start, folder: Path, base: str) -> None:
         merge(decoder)
     save_decoder(decoder, folder / "model", also={"eos_token_id": sorted(start.tokenizer.stops)})
     start.tokenizer.save(folder / "model")
+    write_json(folder / "model" / FILE, {**start.generation, "eos_token_id": sorted(start.tokenizer.stops)})
     start.template.save(folder / "model")

@@ -9,6 +9,7 @@ import transformers
 
 from qkv.errors import ConfigError, InputError
 from qkv.evaluate.loss import answer, exact, perplexity
+from qkv.loaded.adapters import merge_adapter
 from qkv.models.decoder import Decoder
 from qkv.text.chat import ChatTemplate, Message
 from qkv.train import curve
@@ -25,7 +26,6 @@ from qkv.train.conversations import (
     rows,
 )
 from qkv.train.finetune import answer_loss, answering, open_start, read_examples
-from qkv.train.lora import load_adapter
 from qkv.train.recipes import run
 from qkv.weights.decoder import load_decoder
 from qkv.weights.folder import Folder
@@ -116,16 +116,20 @@ def test_the_loss_is_the_mean_over_answers_however_they_are_padded(decoder: Deco
 
 
 def test_a_run_fits_and_leaves_a_model_and_an_adapter(recipe: Path, chat_model: Path, tmp_path: Path) -> None:
+    said = {"eos_token_id": 1, "do_sample": True, "top_k": 7, "unheard_of": 3}
+    (chat_model / "generation_config.json").write_text(json.dumps(said))
     result = run(recipe, ["fit.steps=40"], folder=tmp_path / "run", progress=False)
     records = [json.loads(text) for text in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [record["held_out"] for record in records if "held_out" in record]
     assert losses[-1] < 0.5 * losses[0]
     merged = open_start(str(tmp_path / "run/model"), torch.float32)
     assert result.steps == 40
+    kept = json.loads((tmp_path / "run/model/generation_config.json").read_text())
+    assert kept == said | {"eos_token_id": sorted(merged.tokenizer.stops)}, "how it writes comes along"
     talk = merged.template.encode(TALK[:1], merged.tokenizer)
     ids = torch.tensor([talk])
     corrected = load_decoder(Folder(chat_model))
-    load_adapter(corrected, Folder(tmp_path / "run/adapter"))
+    merge_adapter(corrected, Folder(tmp_path / "run/adapter"))
     torch.testing.assert_close(merged.decoder(ids), corrected(ids), rtol=1e-3, atol=1e-3)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
     torch.testing.assert_close(theirs(ids).logits, merged.decoder(ids), rtol=1e-3, atol=1e-3)
