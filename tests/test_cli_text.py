@@ -73,6 +73,11 @@ def test_a_question(qkv: Callable[..., Ran], scripted) -> None:
     assert values["sampling"]["temperature"] == 0
 
 
+def test_an_answer_may_be_begun(qkv: Callable[..., Ran], scripted) -> None:
+    scripted({ASKED + "like": " this"})
+    assert qkv("chat", "how?", "--begin", "like") == (0, " this\n", "")
+
+
 def test_completion(qkv: Callable[..., Ran], scripted) -> None:
     scripted({"def f():": "\n  pass"})
     assert qkv("complete", "def f():", "--code") == (0, "\n  pass\n", "")

@@ -85,21 +85,24 @@ def chat(
     options: Options,
     prompt: Annotated[str | None, typer.Argument(help="A question; without one, and at a terminal, we talk.")] = None,
     system: Annotated[str | None, typer.Option(help="What the model is told before.")] = None,
+    begin: Annotated[str | None, typer.Option(help="How the answer begins; the model goes on.")] = None,
     model: Model = None,
     lora: Lora = None,
 ) -> None:
     """Answer a question, or talk: with a prompt or piped input once, else until /exit."""
     from qkv.loaded.language import adapted
 
-    if prompt is None and sys.stdin.isatty():
+    if prompt is None and begin is None and sys.stdin.isatty():
         from qkv.cli.talk import talk
 
         talk(shared, options, adapted(model, lora), system)
         return
     from qkv.tasks.chat import ChatRequest, as_messages, chatting
+    from qkv.text.chat import Message
 
     messages = as_messages(_piped() if prompt is None else prompt, system)
-    request = ChatRequest(messages=messages, options=options)
+    begun = [] if begin is None else [Message("assistant", begin)]
+    request = ChatRequest(messages=[*messages, *begun], options=options, continue_final=bool(begun))
     _show(shared, chatting(request, adapted(model, lora), shared.where, offline=shared.offline))
 
 

@@ -28,11 +28,13 @@ Spoken = str | Sequence[Message | Mapping[str, str]]  # a question, or a whole c
 
 @dataclass(frozen=True, kw_only=True)
 class ChatRequest:
-    """A wish for an answer to the last of `messages`, the oldest first. Raises InputError."""
+    """A wish for an answer to the last of `messages`, the oldest first; with `continue_final` that is an assistant's,
+    and its text is gone on with. Raises InputError."""
 
     messages: Sequence[Message]
     options: Options = field(default_factory=Options)
     temperature: float = 0.0  # if neither options nor the checkpoint say anything
+    continue_final: bool = False
 
     def __post_init__(self) -> None:
         self.options.check_some()
@@ -42,6 +44,8 @@ class ChatRequest:
             check_text(f"messages[{number}]: content", message.content)
         if sum(len(message.content) for message in self.messages) > MAX_CHARACTERS:
             raise InputError(f"messages have more than {MAX_CHARACTERS:,} characters together; shorten them")
+        if self.continue_final and (self.messages[-1].role != "assistant" or not self.messages[-1].content.strip()):
+            raise InputError("continue_final goes on with what an assistant said; let the last message be such")
 
 
 def as_messages(spoken: Spoken, system: str | None = None) -> list[Message]:
@@ -72,6 +76,7 @@ def chat(
     spoken: Spoken,
     *,
     system: str | None = None,
+    continue_final: bool = False,
     model: str | Path | None = None,
     lora: str | Path | None = None,
     device: str = "auto",
@@ -80,13 +85,16 @@ def chat(
     offline: bool = False,
     **options: Any,
 ) -> Completion:
-    """The answer to a question, or to the last of several messages (role and content, the oldest first).
+    """The answer to a question, or to the last of several messages (role and content, the oldest first); with
+    `continue_final` what goes on from the last one, an assistant's.
 
     `model`, with the adapter in the folder `lora`, and where it computes are as in `load_language`. Greedy unless the
     model or `options` (the fields of `Options`) say otherwise. Raises InputError, NotFoundError, CheckpointError,
     ConfigError, MissingDependencyError.
     """
-    request = ChatRequest(messages=as_messages(spoken, system), options=Options(**options))
+    request = ChatRequest(
+        messages=as_messages(spoken, system), options=Options(**options), continue_final=continue_final
+    )
     where = Where(device=device, dtype=dtype, threads=threads)
     return last(chatting(request, adapted(model, lora), where, offline=offline))
 
@@ -105,6 +113,7 @@ async def achat(
     spoken: Spoken,
     *,
     system: str | None = None,
+    continue_final: bool = False,
     model: str | Path | None = None,
     lora: str | Path | None = None,
     device: str = "auto",
@@ -114,7 +123,9 @@ async def achat(
     **options: Any,
 ) -> Completion:
     """`chat` for a coroutine; cancelling it ends the writing within a token."""
-    request = ChatRequest(messages=as_messages(spoken, system), options=Options(**options))
+    request = ChatRequest(
+        messages=as_messages(spoken, system), options=Options(**options), continue_final=continue_final
+    )
     where = Where(device=device, dtype=dtype, threads=threads)
     return await alast(achatting(request, adapted(model, lora), where, offline=offline))
 
@@ -133,7 +144,8 @@ async def achatting(
 
 def prepare(request: ChatRequest, language: Language, *, warnings: Sequence[str] = ()) -> Task:
     """What is to be done, settled for this model. Raises InputError."""
-    ids = language.template.encode(request.messages, language.tokenizer)
+    begun = request.continue_final
+    ids = language.template.encode(request.messages, language.tokenizer, continue_final=begun)
     return settle(
         language,
         ids,
@@ -141,7 +153,7 @@ def prepare(request: ChatRequest, language: Language, *, warnings: Sequence[str]
         room=ROOM,
         temperature=request.temperature,
         warnings=warnings,
-        continues=False,
+        continues=begun,
     )
 
 

@@ -70,9 +70,17 @@ class ChatTemplate:
         except OSError as error:
             raise OutputError(f"cannot write {error.filename or folder}: {error.strerror}") from error
 
-    def encode(self, messages: Sequence[Message], tokenizer: LanguageTokenizer, *, answer: bool = True) -> list[int]:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        tokenizer: LanguageTokenizer,
+        *,
+        answer: bool = True,
+        continue_final: bool = False,
+    ) -> list[int]:
         """The ids of a conversation, and with `answer` of the beginning of the next turn, which is the model's.
 
+        With `continue_final` they end with the last message's content, which the model goes on with; no turn begins.
         A beginning of text is among them if the template says so. InputError for none or too many messages, or such as
         the template refuses; CheckpointError if it fails.
         """
@@ -80,14 +88,35 @@ class ChatTemplate:
         private = _private({token[0] for token in tokenizer.control}, messages)
         back = {ord(other): first for first, other in private.items()}
         turns = [{"role": turn.role, "content": _hide(turn.content, tokenizer.control, private)} for turn in messages]
+        # One private character more than the control tokens need is free for the mark.
+        mark = next(reversed(_private([*private, "\0"], messages).values())) if continue_final else ""
+        if continue_final:
+            turns[-1]["content"] += f"{mark} "
         v = tokenizer.vocabulary
         ends = {key: name for key, name in (("bos_token", v.bos), ("eos_token", v.eos)) if name is not None}
         named = {**v.named, **ends}
         text = self._template.render(
-            {"messages": turns, "add_generation_prompt": answer, "tools": None, "documents": None, **named}
+            {
+                "messages": turns,
+                "add_generation_prompt": answer and not continue_final,
+                "tools": None,
+                "documents": None,
+                **named,
+            }
         )
+        if continue_final:
+            text = _upto(text, mark)
         parts = tokenizer.split(text)
         return tokenizer.encode_parts(part.translate(back) if isinstance(part, str) else part for part in parts)
+
+
+def _upto(text: str, mark: str) -> str:
+    """A rendered conversation up to the mark behind its last message, as transformers' continue_final_message cuts it:
+    without the space before, if the template trimmed the space behind."""
+    before, found, behind = text.rpartition(mark)
+    if not found:
+        raise InputError("the last message cannot be gone on with: the model's template does not write it")
+    return before if behind.startswith(" ") else before.rstrip()
 
 
 def _source(template: object, where: object) -> str:

@@ -3,11 +3,12 @@
 import asyncio
 
 import pytest
+import transformers
 
 from qkv.errors import CheckpointError, InputError
 from qkv.loaded.generation import Generation
 from qkv.tasks.chat import ChatRequest, Conversation, achat, as_messages, chat, chatting
-from qkv.text.chat import Message
+from qkv.text.chat import ChatTemplate, Message
 from qkv.writing.loop import Completion
 from qkv.writing.options import Options
 
@@ -31,6 +32,32 @@ def test_a_conversation_as_mappings_or_objects(scripted) -> None:
     scripted({before + ASKED: "so"})
     spoken = [{"role": "user", "content": "a"}, Message("assistant", "b"), {"role": "user", "content": "how?"}]
     assert chat(spoken, system="be short").text == "so"
+
+
+def test_a_trailing_answer_is_gone_on_with(scripted) -> None:
+    scripted({ASKED + "like ": "this"})
+    spoken = [{"role": "user", "content": "how?"}, {"role": "assistant", "content": "like "}]
+    answer = chat(spoken, continue_final=True)
+    assert (answer.text, answer.finish) == ("this", "stop")
+    assert asyncio.run(achat(spoken, continue_final=True)).text == "this"
+    for wrong in ("how?", [*spoken[:1], {"role": "assistant", "content": " "}]):
+        with pytest.raises(InputError, match="continue_final goes on with what an assistant said"):
+            chat(wrong, continue_final=True)
+
+
+@pytest.mark.parametrize("begun", ["like", "like ", " like\n", "how?", "<|im_end|> x", "<|im_st", "é"])
+@pytest.mark.parametrize("end", ["<|im_end|>\n", "", "  "])
+def test_it_is_cut_as_transformers_cuts_it(begun: str, end: str, tmp_path, scripted) -> None:
+    source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}" + end + "{% endfor %}"
+    trimmed = source.replace("m.content", "m.content | trim")
+    tokenizer = scripted({}).tokenizer
+    tokenizer.save(tmp_path)
+    reader = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    spoken = [{"role": "user", "content": "how?"}, {"role": "assistant", "content": begun}]
+    for template in (source, trimmed):
+        theirs = reader.apply_chat_template(spoken, chat_template=template, continue_final_message=True, tokenize=False)
+        ids = ChatTemplate(template).encode(as_messages(spoken), tokenizer, continue_final=True)
+        assert tokenizer.decode(ids, control=True) == theirs
 
 
 def test_control_tokens_in_a_message_are_plain_text(scripted) -> None:
