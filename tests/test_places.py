@@ -40,6 +40,15 @@ def test_a_name_is_taken_when_it_is_given(tmp_path: Path) -> None:
     assert names == ["a-red-apple-1.png", "a-red-apple-1-1.png", "a-red-apple-1-2.png"]
 
 
+def test_until_it_is_written_there_is_no_file(tmp_path: Path) -> None:
+    """Who looks on sees a whole picture or none."""
+    place = Place(str(tmp_path))
+    path = place.of(picture(), 0, 1)
+    assert list(tmp_path.glob("[!.]*")) == []
+    place.write(path, picture().save)
+    assert os.listdir(tmp_path) == [path.name]
+
+
 def test_a_heat_map_s_name_is_its_picture_s(tmp_path: Path) -> None:
     (tmp_path / f"a-red-apple-1{SHEET}").write_bytes(b"")
     assert Place(str(tmp_path)).of(picture(), 0, 1).name == "a-red-apple-1-1.png"

@@ -141,17 +141,16 @@ class Place:
             raise OutputError(f"cannot write into the folder {self.folder}: {reason}; give another with -o")
 
     def write(self, path: Path, save: Callable[[Path], object]) -> Path:
-        """Writes a file that `of` or `named` gave; if that fails, nothing stays at a name that we chose."""
+        """Writes a file that `of` or `named` gave."""
         try:
             save(path)
-        except BaseException:
+        finally:
             if self.file is None:
-                path.unlink(missing_ok=True)
-            raise
+                _mark(path).unlink(missing_ok=True)
         return path
 
     def of(self, picture: "Picture", number: int, pictures: int) -> Path:
-        """The file for picture `number`. A name that we choose is a new file's, empty up to now, and nobody else's."""
+        """The file for picture `number`. A name that we choose is nobody else's until `write` has written it."""
         if self.file is None:
             return self.named(f"{slug(picture.prompt)}-{picture.seed}.png")
         return self.file if pictures == 1 else self.file.with_stem(f"{self.file.stem}-{number + 1}")
@@ -167,21 +166,33 @@ def slug(text: str) -> str:
 
 
 def _claim(path: Path) -> Path:
-    """A new, empty file of that name, or with a number behind it: made, not looked for, since others may look too.
+    """A name that no file has, or the same with a number, marked as ours: others may look for one at this moment.
 
-    Raises OutputError.
+    A mark is made before its file and goes after it, so a name that has neither, and then has our mark and still no
+    file, is ours. Raises OutputError.
     """
     for candidate in itertools.chain([path], (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(1))):
-        if os.path.lexists(candidate.with_suffix(SHEET)):
+        mark = _mark(candidate)
+        if _taken(candidate):
             continue
         try:
-            candidate.open("xb").close()
-            return candidate
+            mark.open("xb").close()
         except FileExistsError:
             continue
         except OSError as error:
             raise OutputError(f"cannot write {candidate}: {error.strerror or error}") from error
+        if not _taken(candidate):
+            return candidate
+        mark.unlink(missing_ok=True)  # whoever had marked it is done with it
     raise AssertionError("numbers do not end")
+
+
+def _mark(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _taken(path: Path) -> bool:
+    return any(map(os.path.lexists, (path, path.with_suffix(SHEET))))
 
 
 def _size(text: str) -> tuple[int, int]:
