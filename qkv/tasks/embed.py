@@ -11,7 +11,7 @@ Left out: layers behind the pooling, several poolings side by side.
 import itertools
 import warnings as python_warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -188,7 +188,7 @@ def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Embedder:
         name=path.name,
         tokenizer=tokenizer,
         bert=bert,
-        config=said,
+        config=replace(said, warnings=(*said.warnings, *tokenizer.warnings)),
         context=min(said.context or bert.config.context, bert.config.context),
         stamp=f"{state}-{str(dtype).removeprefix('torch.')}",
     )

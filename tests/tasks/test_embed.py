@@ -143,8 +143,12 @@ def test_every_key_of_sentence_transformers_is_known(tiny_bert):
     }
     assert load_embedder(tiny_bert(said=files)).config.warnings == ()
     files["1_Pooling/config.json"] = pooling | {"pooling_mode_attention": 2}
-    (warning,) = load_embedder(tiny_bert(said=files)).config.warnings
-    assert warning.startswith("unknown-keys: 1_Pooling/config.json has pooling_mode_attention; ")
+    files["tokenizer_config.json"] = {"do_lower_case": True, "do_upper_case": True}
+    said = load_embedder(tiny_bert(said=files)).config.warnings
+    assert [warning.partition(";")[0] for warning in said] == [
+        "unknown-keys: 1_Pooling/config.json has pooling_mode_attention",
+        "unknown-keys: tokenizer_config.json has do_upper_case",
+    ]
 
 
 def test_the_model_stays_in_memory_until_its_files_change(tiny_bert):
