@@ -152,7 +152,7 @@ def parts(file: str) -> list[str]:
 
 
 def entry(folder: Path) -> Path:
-    """What a loader opens: the model's folder, or the GGUF file that is all of it.
+    """The path that a loader opens: the model's folder, or the GGUF file that is all of it.
 
     Raises NotFoundError if there is no model in the folder, or several files, of which one must be chosen.
     """
@@ -172,7 +172,7 @@ def _size(path: Path) -> int:
 
 
 def _kind(path: Path) -> str:
-    """What the model in a folder is for, by what its publisher wrote down."""
+    """The kind of the model in a folder, by its publisher's own files."""
     if (path / INDEX).is_file():
         return "pictures"
     if not (path / CONFIG).is_file():

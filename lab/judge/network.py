@@ -120,8 +120,8 @@ def ranks(judge: Judge, tokenizer: Tokenizer, features: Tensor, questions: Seque
     A tie counts against the picture, so that a judge without an opinion scores nothing.
     """
     pictures = judge.vision.embed(features.to(judge.log_scale.device)).cpu()
-    place = {caption: i for i, caption in enumerate(dict.fromkeys(caption for q in questions for caption in q))}
-    captions = embed_captions(judge, tokenizer, list(place))
-    asked = torch.tensor([[place[caption] for caption in question] for question in questions])  # (N, candidates)
+    number_of = {caption: i for i, caption in enumerate(dict.fromkeys(caption for q in questions for caption in q))}
+    captions = embed_captions(judge, tokenizer, list(number_of))
+    asked = torch.tensor([[number_of[caption] for caption in question] for question in questions])  # (N, candidates)
     scores = torch.stack([captions[row] @ picture for row, picture in zip(asked, pictures)])
     return (scores[:, 1:] >= scores[:, :1]).sum(-1)

@@ -193,6 +193,6 @@ def picture_features(
     judge: Judge, pictures: Pictures, rows: Sequence[int] | None = None, *, batch: int = 128
 ) -> Tensor:
     """uint8 (N, Y, X, 3), or the `rows` of a data set that is larger than memory, -> features (N, C)."""
-    device, places = judge.log_scale.device, list(range(len(pictures)) if rows is None else rows)
-    parts = (to_signed(halve(pictures[places[i : i + batch]])).to(device) for i in range(0, len(places), batch))
+    device, chosen = judge.log_scale.device, list(range(len(pictures)) if rows is None else rows)
+    parts = (to_signed(halve(pictures[chosen[i : i + batch]])).to(device) for i in range(0, len(chosen), batch))
     return torch.cat([judge.vision(part).float().cpu() for part in parts])

@@ -1,8 +1,9 @@
 """Pictures for words that no picture has: texts of WordNet borrow those of the names nearest to them.
 
-A tower trained on a few thousand names alone says of any other word whatever happens to come out. So recipe 3 shows it
-others too, and wants of "otter" what the pictures of "beaver" and "badger" have in common: nearest by the vectors of a
-sentence encoder, in the same drawing style. It is what copying the picture with the nearest caption would draw, learnt.
+A tower that was trained on a few thousand names gives arbitrary states for any other word. So recipe 3 trains it on
+other words too. The target of "otter" is the mean of the pictures of "beaver" and "badger": the names nearest to it by
+the vectors of a sentence encoder, drawn in the same style. The tower learns to draw as if it copied the picture whose
+caption is nearest.
 """
 
 import random
@@ -68,20 +69,20 @@ class Borrowers:
         near = np.flatnonzero(cosine[:, 0] >= NEAR)
         if not len(near):
             raise InputError(f"no text of synsets={synsets} is near the name of a picture; give more, or texts=0")
-        return cls([texts[place] for place in near], found[near], cosine[near], list(by_name.values()))
+        return cls([texts[row] for row in near], found[near], cosine[near], list(by_name.values()))
 
     def pick(self, rng: random.Random) -> Loan:
         """One text, in a style that the name nearest to it was drawn in."""
-        place = rng.randrange(len(self.texts))
-        first = rng.choice(list(self.lenders[self.names[place, 0]].values()))
+        row = rng.randrange(len(self.texts))
+        first = rng.choice(list(self.lenders[self.names[row, 0]].values()))
         lenders = [
             (self.lenders[name][first.style].row, cosine)
-            for name, cosine in zip(self.names[place], self.cosines[place], strict=True)
+            for name, cosine in zip(self.names[row], self.cosines[row], strict=True)
             if first.style in self.lenders[name]
         ][:LENDERS]
         rows, cosines = zip(*lenders, strict=True)
         shares = np.exp((np.asarray(cosines, np.float32) - cosines[0]) / TEMPERATURE)
-        item = replace(first, name=self.texts[place], words={})
+        item = replace(first, name=self.texts[row], words={})
         return Loan(item, np.asarray(rows, np.int64), shares / shares.sum())
 
 

@@ -1,4 +1,4 @@
-"""What every verb shares: its options, and how results are printed."""
+"""Options that every verb has, and how results are printed."""
 
 import inspect
 import json
@@ -48,7 +48,7 @@ class Shared:
 
 
 def piped() -> str:
-    """What comes in on stdin. InputError."""
+    """The text on stdin. InputError."""
     try:
         return read_stream(sys.stdin.buffer, limit=MAX_PIPED)
     except NotTextError as error:

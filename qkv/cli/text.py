@@ -163,7 +163,7 @@ def _file(text: str | None) -> Path | None:
 
 
 def _piped() -> str:
-    """What comes in on stdin, without the line end behind it."""
+    """The text on stdin, without the line end behind it."""
     if sys.stdin.isatty():
         raise InputError("there is no text; say what to go on from: qkv complete 'def factorial(n):'")
     return piped().removesuffix("\n").removesuffix("\r")

@@ -139,9 +139,9 @@ class KeyValues(Protocol):
 class Attention(nn.Module):
     """Multi-head attention, section 3.2.2: project, `attend`, project back. Self- and cross-attention are one.
 
-    `dim` is the width of the queries' input and, but for `out_dim`, of the output; `memory_dim` that of what keys
-    and values are read from (default: `dim`). `kv_heads` below `heads` gives grouped (or, at 1, multi-query) attention.
-    `value_dim` is the width of a head's values, `head_dim` unless given. `q_norm` and `k_norm` are modules over the
+    `dim` is the width of the queries' input, and of the output unless `out_dim` is given; `memory_dim` is the width of
+    the memory that keys and values are read from (default: `dim`). `kv_heads` below `heads` is grouped attention, 1 is
+    multi-query attention. `value_dim` is the width of a head's values, `head_dim` unless given. `q_norm` and `k_norm` are modules over the
     head width; `scale` and `cap` are `attend`'s. Raises ConfigError where the widths do not fit.
     """
 
@@ -208,7 +208,7 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """What queries meet of memory (B, S, M): keys and values, each (B, G, S, K)."""
+        """The keys and values of memory (B, S, M), each (B, G, S, K)."""
         k, v = _split(self.k(memory), self.kv_heads), _split(self.v(memory), self.kv_heads)
         return (k if self.k_norm is None else self.k_norm(k)), v
 

@@ -150,14 +150,14 @@ def relative_buckets(distance: Tensor, buckets: int, farthest: int, *, causal: b
 
 
 class Position(nn.Module):
-    """What a stack's attention sees of positions: nothing here, and more in the classes below."""
+    """The positions that a stack's attention sees: none here, others in the classes below."""
 
     def rotary(self, places: Places) -> Rotary | None:
         """How queries and new keys turn: (cos, sin), each (T, R) or (B, 1, T, R)."""
         return None
 
     def bias(self, places: Places) -> Tensor | None:
-        """What is added to the scores, (H, T, S)."""
+        """The bias that is added to the scores, (H, T, S)."""
         return None
 
 

@@ -123,7 +123,7 @@ def visible(places: Places, *, causal: bool, window: int | None = None, mask: Te
 
 
 def shape_scores(scores: Tensor | None, seen: Tensor | None) -> Tensor | None:
-    """What is added to the scores (H, T, S) and where one may look, as one bias for `attend`."""
+    """One bias for `attend`: the numbers added to the scores (H, T, S), and where a query may look."""
     if scores is None or seen is None:
         return seen if scores is None else scores
     return scores.masked_fill(~seen, -torch.inf)

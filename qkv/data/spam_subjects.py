@@ -41,5 +41,5 @@ def subject_of(mail: str) -> str:
 
 
 def topic_of(subject: str) -> str:
-    """What all subjects of a thread, or of a spammer's round, have in common: letters, but for "Re:" and the like."""
+    """The letters that all subjects of a thread, or of a spammer's round, share: without "Re:" and the like."""
     return "".join(re.findall(r"[^\W\d_]+", _REPLY.sub("", _STAMP.sub("", subject)).lower()))

@@ -34,7 +34,7 @@ Found = np.ndarray | Exception | None  # logits, or why there are none, or None 
 
 
 class Stats(NamedTuple):
-    """What an engine does now and has done so far."""
+    """Counts of an engine's work, now and so far."""
 
     running: int  # answers
     waiting: int
@@ -199,7 +199,7 @@ class Engine:
             self._end(sequence)
 
     def _read(self, chunks: list[Chunk]) -> list[Found]:
-        """What the runner makes of each chunk. If the whole step breaks, each is tried alone, to find the one."""
+        """The runner's logits of each chunk. If the whole step breaks, each is tried alone, to find the one."""
         self._rows += sum(len(chunk.ids) for chunk in chunks)
         try:
             logits = iter(self.runner.step(chunks))

@@ -1,4 +1,4 @@
-"""What a caller holds of a request: its events as they come, for plain and for async code.
+"""A request in a caller's hands: its events as they come, for plain and for async code.
 
 Leaving the loop early, by `break`, an error or Ctrl-C, cancels what is left; so does dropping the handle.
 """

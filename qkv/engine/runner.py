@@ -1,7 +1,7 @@
 """What the engine asks of a model: token ids in, logits out, keys and values kept in numbered pages.
 
 PagedAttention (2309.06180), section 4.2: the pool is cut into pages of `page` rows (keys and values of every
-layer), and a sequence's table says in which pages its rows lie. Who owns a page is the engine's business
+layer), and a sequence's table says in which pages its rows lie. The engine alone knows who owns a page
 (cache.py); a runner only reads and writes where the tables point. `TorchRunner` (torch_runner.py) runs any
 `Decoder`, `NativeRunner` (native_runner.py) the compiled kernels; this file imports neither.
 """

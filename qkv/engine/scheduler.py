@@ -86,7 +86,8 @@ class Scheduler:
     def _read(self, budget: int) -> list[tuple[Sequence, Chunk]]:
         """Chunks of prompts, `budget` rows in all: whole pages, or all that is left of a prompt.
 
-        Who got one goes to the back. Who would compute a page that another is computing just now waits for it.
+        A sequence that got a chunk goes to the back of the queue. A sequence whose next page another one is computing
+        waits for that page.
         """
         page, plan = self.cache.page, list[tuple[Sequence, Chunk]]()
         served, held = list[Sequence](), list[Sequence]()

@@ -61,7 +61,7 @@ class Request:
             raise InputError(f"the prompt holds token {max(self.prompt)}; this model's tokens are 0 to {vocab - 1}")
 
     def sampler(self, answer: int, vocab: int) -> TokenSampler:
-        """What draws the tokens of one answer."""
+        """The sampler that draws the tokens of one answer."""
         sampling = self.sampling
         if answer and sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + answer)

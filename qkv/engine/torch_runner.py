@@ -8,7 +8,7 @@ cannot know how many of its neighbours were real.
 
 Rows of several sequences share a pass if a product gives every one of its rows the same bits for the same numbers,
 which no library promises: it is tried when the decoder is loaded, and where it is not so, a pass is one page of one
-sequence with each row at its place. What is never shared is attention: 16 sequences look 16 times.
+sequence with each row at its place. Attention is never shared: 16 sequences look 16 times.
 """
 
 import copy
@@ -174,7 +174,7 @@ class TorchRunner:
 
 
 class _Pass:
-    """What the layers of one pass read beside their rows: which rows are whose, and what they may look at."""
+    """The arguments of one pass beside its rows: which rows are whose, and where they may look."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack

@@ -147,8 +147,8 @@ def draw_shots(pool: Mapping[str, Sequence[str]], shots: int, draw: int, seed: i
     chance = random.Random(f"{seed} {shots} shots, draw {draw}")
     chosen = [
         Labelled(text, label)
-        for place, (label, texts) in enumerate(pool.items())
-        for text in chance.sample(texts, share(shots, (place + draw) % len(pool), len(pool)))
+        for number, (label, texts) in enumerate(pool.items())
+        for text in chance.sample(texts, share(shots, (number + draw) % len(pool), len(pool)))
     ]
     chance.shuffle(chosen)
     return chosen
@@ -259,7 +259,7 @@ def calibrate(scores: Floats, empty: Floats) -> Floats:
 
 
 def _right_of_words(known: Sequence[Labelled], task: FewShotTask) -> float:
-    """What the baseline gets right: words, pairs of words and signs; of one label alone it can but say that one."""
+    """The share that is right by words, pairs of words and signs. With one label the baseline can only say that one."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -1,4 +1,4 @@
-"""What a language model can do, as numbers: the perplexity of a text, the share of answers that are exactly right."""
+"""Measures of a language model: the perplexity of a text, the share of answers that are exactly right."""
 
 import math
 from collections.abc import Sequence

@@ -43,7 +43,7 @@ class Id:
 
 @dataclass(frozen=True)
 class Offer:
-    """What the hub has under an id: files, the configuration last, each with its SHA-256 if the hub knows it."""
+    """The files that the hub has under an id, the configuration last, each with its SHA-256 if the hub knows it."""
 
     id: Id
     commit: str
@@ -133,7 +133,7 @@ def _whole(folder: Path) -> Path | None:
 
 
 def ask(id: Id) -> Offer:
-    """What the hub has under that id. Raises NotFoundError, CheckpointError, MissingDependencyError."""
+    """The hub's offer under that id. Raises NotFoundError, CheckpointError, MissingDependencyError."""
     client = _client()
     try:
         info = client.HfApi().model_info(id.repo, revision=id.revision, files_metadata=True, timeout=TIMEOUT)

@@ -1,4 +1,4 @@
-"""What is said before a socket opens: what is fetched, how large it is, from where, and where it goes.
+"""One line before a socket opens: what is fetched, how large it is, from where, and where it goes.
 
 Place: every fetch calls it first, so that nothing comes over the network unsaid.
 """

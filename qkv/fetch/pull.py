@@ -75,7 +75,7 @@ def pull(what: str, *, name: str | None = None, offline: bool = False, progress:
 
 
 def _opened(path: Path) -> Path:
-    """What a loader opens at `path`."""
+    """The folder or file that a loader opens at `path`."""
     if path.is_dir():
         return registry.entry(path)
     if path.is_file():

@@ -85,7 +85,7 @@ def _largest(folder: Path) -> int:
 
 
 def _reason(log: Path) -> str:
-    """What pip said, in one line: its first error, and the first broken connection, which it only warns of."""
+    """Pip's complaint in one line: its first error, and the first broken connection, which it only warns of."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     broken = [line.split("broken by ", 1)[1] for line in lines if "connection broken by " in line]

@@ -1,4 +1,4 @@
-"""What there is to find in files: the paragraphs of text files, the lines of JSON-lines files.
+"""The passages of files: the paragraphs of text files, the lines of JSON-lines files.
 
 A paragraph ends at an empty line; one that is longer than a model reads at once goes on as the next. Files that are
 no text are named with the reason and passed over: one bad file among thousands ends nothing. So are links, which may

@@ -25,7 +25,7 @@ KEY = 16  # bytes
 
 
 def key_of(content: bytes) -> bytes:
-    """What a content is found by."""
+    """The key that a content is found by."""
     return hashlib.blake2b(content, digest_size=KEY).digest()
 
 

@@ -47,7 +47,7 @@ class LatentDiffusion:
         return self.unet.config.sample_size * self.vae.config.factor
 
     def remember(self, memory: Tensor) -> Reading:
-        """What the U-Net reads of a text, memory (B, S, M), at every step."""
+        """The U-Net's reading of a text's memory (B, S, M), for all steps."""
         return self.unet.remember(memory.to(self.unet.enter.weight))
 
     def predict(self, latent: Tensor, time: float, read: Reading) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a picture tower sees of a picture: resized, cut out of its middle, rescaled, normalised.
+"""Pictures as a tower reads them: resized, cut out of its middle, rescaled, normalised.
 
 As transformers' image processors with Pillow do it (2103.00020 says only the size), to a grey level. Of a very long
 picture only what the cut keeps is computed, so that one pixel by a million costs no more than another. Left out: cuts

@@ -139,7 +139,7 @@ class UNetLevel(nn.Module):
         self.resample = resample
 
     def remember(self, memory: Tensor) -> list[Sequence[Memory]]:
-        """What each transformer reads of memory (B, S, M)."""
+        """The keys and values of memory (B, S, M), for each transformer."""
         return [cast(PixelTransformer, transformer).stack.remember(memory) for transformer in self.transformers]
 
     def layer(self, i: int, x: Tensor, time: Tensor, memory: list[Sequence[Memory]]) -> Tensor:
@@ -214,7 +214,7 @@ class UNet(nn.Module):
         return [PixelTransformer(c.dims[i], c.heads[i], c) for _ in range(layers)] if c.attention[i] else []
 
     def remember(self, memory: Tensor) -> Reading:
-        """What there is to read of memory (B, S, M), for many calls."""
+        """The reading of memory (B, S, M), for many calls."""
         summary = None if self.summary is None else self.summary(memory)
         return Reading(summary, [level.remember(memory) for level in (*self.down, self.middle, *self.up)])
 

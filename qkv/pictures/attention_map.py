@@ -1,8 +1,8 @@
 """Where the U-Net looked for each word while it drew: heat maps over the picture.
 
-Cross-attention weights (what core's `record` hands out) averaged over heads, layers and steps, brought to the
-latent's size and summed over a word's tokens; after DAAM (2210.04885). The middle resolutions count most: the finest
-look at edges, the coarsest at nearly nothing but the whole. Of the two answers of guidance the prompt's is taken.
+The cross-attention weights of core's `record` are averaged over heads, layers and steps, brought to the latent's size
+and summed over a word's tokens; after DAAM (2210.04885). The middle resolutions count most: the finest look at edges,
+the coarsest at the whole picture. Guidance runs the U-Net for two texts; the prompt's weights are taken.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ class AttentionMaps:
 
     @contextmanager
     def watching(self, unet: nn.Module) -> Iterator[None]:
-        """Looks over the shoulder of one call of `unet`, whose last batch row is the prompt's."""
+        """Records the attention of one call of `unet`. The last row of its batch belongs to the prompt."""
         with record(unet, outputs=False, weights=True, wanted=lambda name: name.endswith("memory_attention")) as out:
             yield
         self._add(out)
@@ -43,10 +43,10 @@ class AttentionMaps:
         middle = (len(resolutions) - 1) / 2
         for value in weights.values():
             looked = value[-1].float().mean(0).mT  # (S, T)
-            place = next(i for i, (height, width) in enumerate(resolutions) if height * width == looked.shape[-1])
-            coarse = looked.unflatten(-1, resolutions[place])[None]  # (1, S, y, x)
+            level = next(i for i, (height, width) in enumerate(resolutions) if height * width == looked.shape[-1])
+            coarse = looked.unflatten(-1, resolutions[level])[None]  # (1, S, y, x)
             fine = F.interpolate(coarse, self.sizes[0], mode="bilinear", align_corners=False)[0]
-            fine = fine * 0.5 ** abs(place - middle)
+            fine = fine * 0.5 ** abs(level - middle)
             self.sums = fine if self.sums is None else self.sums + fine
 
     def words(self, prompt: Prompt) -> list[tuple[str, Tensor]]:

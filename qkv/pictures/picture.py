@@ -168,7 +168,7 @@ def _unquoted(value: str) -> str:
 
 
 class Written(NamedTuple):
-    """What a picture file says of how it was drawn."""
+    """The settings that a picture file holds."""
 
     settings: Settings | None  # ours
     parameters: Parameters | None  # the web UI's, or another tool's put into its words

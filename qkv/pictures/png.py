@@ -56,7 +56,7 @@ def texts(data: bytes, keywords: Iterable[str], limit: int) -> dict[str, str]:
 
 
 def has(data: bytes, keywords: Mapping[str, str]) -> str | None:
-    """What stands behind the first of `keywords` that the file has a text of."""
+    """The text of the first of `keywords` that the file has."""
     return next((keywords[name] for name, _ in map(_keyword, chunks(data)) if name in keywords), None)
 
 
@@ -69,7 +69,7 @@ def _keyword(chunk: PngChunk) -> tuple[str, int]:
 
 
 def _text(kind: bytes, data: bytes, limit: int) -> str:
-    """What stands behind the keyword. ValueError."""
+    """The text behind the keyword. ValueError."""
     if kind == b"tEXt":
         packed = False
     elif kind == b"zTXt":

@@ -139,7 +139,7 @@ def _number(name: str, value: object, low: float, high: float) -> None:
 
 
 class Again(NamedTuple):
-    """What a picture file says of how to draw it again."""
+    """The options that draw the picture of a file again."""
 
     asked: dict[str, Any]  # fields of Request
     settings: Settings | None  # ours, if qkv drew it

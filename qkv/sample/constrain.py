@@ -1,4 +1,4 @@
-"""What may come next: a JSON schema, a regular expression, or what was taken back of the prompt.
+"""Constraints on the next token: a JSON schema, a regular expression, or the end of the prompt that was taken back.
 
 Schemas and expressions are llguidance's (an extra, `structured`): at each step it says which tokens keep the text a
 beginning of something valid. What it cannot honour is refused before anything is computed, and its work is bounded: by
@@ -39,7 +39,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class TokenizerLike(Protocol):
-    """What is needed of a tokenizer."""
+    """The part of a tokenizer that constraints need."""
 
     vocab: int
 
@@ -60,7 +60,7 @@ class Lexicon:
 
     @cached_property
     def tokens(self) -> list[bytes]:
-        """What each token adds to the text; control tokens nothing."""
+        """The bytes that each token adds to the text; control tokens add none."""
         known = self._tokenizer
         return [b"" if known.is_control(i) else known.token_bytes(i) for i in range(known.vocab)]
 

@@ -43,7 +43,7 @@ Noise = Callable[[], Tensor]  # the next standard normal latent; the caller owns
 
 
 class Step(NamedTuple):
-    """What a sampler yields after each step; the last one holds the result."""
+    """The state of a sampler after a step; the last one holds the result."""
 
     number: int  # from 1 to steps
     level: Level  # where the latent is now
@@ -130,7 +130,7 @@ def _extrapolated(guesses: Sequence[Guess], there: Level) -> Tensor:
 
 
 def _corrected(guesses: Sequence[Guess], end: Guess) -> Tensor:
-    """What the step from `guesses[-1]` to `end` should have aimed at (2302.04867, B(h) = e^h - 1)."""
+    """The clean latent that the step from `guesses[-1]` to `end` should have aimed at (2302.04867, B(h) = e^h - 1)."""
     (start, clean), (level, clean_end) = guesses[-1], end
     if len(guesses) < 2:
         return torch.lerp(clean, clean_end, 0.5)

@@ -33,7 +33,7 @@ class Stops:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """What may be shown now that `text` has come; after a hit, nothing."""
+        """The text that may be shown now that `text` has come; after a hit, none."""
         if self.hit is not None:
             return ""
         for place, character in enumerate(text):
@@ -49,7 +49,7 @@ class Stops:
         return read[:shown]
 
     def finish(self) -> str:
-        """What was held back, now that nothing more comes."""
+        """The text that was held back, now that no more comes."""
         rest, self._held = self._held, ""
         return rest
 

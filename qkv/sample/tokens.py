@@ -94,7 +94,7 @@ def number(name: str, value: object, low: float, high: float, *, above: bool = F
 
 
 class Constraint(Protocol):
-    """What may come next, such as a grammar; one object a sequence."""
+    """A rule for the next token, such as a grammar; one object a sequence."""
 
     def allowed(self) -> npt.NDArray[np.bool_] | None:
         """(V,) of the tokens that may come now, or None: all."""

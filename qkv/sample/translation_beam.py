@@ -53,7 +53,7 @@ class Search:
             raise InputError(f"max_tokens={self.max_tokens} is out of range; it must be at least 1")
 
     def divisor(self, length: int) -> float:
-        """What the log-probability of a text of so many tokens is divided by."""
+        """The number that the log-probability of a text of so many tokens is divided by."""
         base = (5 + length) / 6 if self.penalty == "paper" else length
         return float(base**self.length_penalty)
 

@@ -109,7 +109,7 @@ def check_row(value: Mapping[str, Any]) -> None:
 
 
 def digest(path: Path) -> str:
-    """What a resumed run must find again."""
+    """The hash of the data, which a resumed run must find again."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

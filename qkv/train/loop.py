@@ -84,7 +84,7 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class Loss:
-    """What an objective returns: a scalar to minimise, and numbers to log.
+    """The result of an objective: a scalar to minimise, and numbers to log.
 
     `count` is the number of things that `value` is the mean over (tokens) where these are not the batch's examples.
     """
@@ -172,7 +172,7 @@ def fit(
 
 @dataclass
 class _History:
-    """What a checkpoint keeps of the past besides tensors; `window` holds the steps since the last record."""
+    """A run's past as a checkpoint keeps it beside tensors; `window` holds the steps since the last record."""
 
     skipped: int = 0
     skipped_in_row: int = 0
@@ -327,7 +327,7 @@ class _Run(Generic[Model]):
         samples: Callable[[Model, int], Image | str | None] | None,
         validate: Callable[[Model, int], Mapping[str, float]] | None,
     ) -> None:
-        """What the averaged model can do by now: numbers in metrics.jsonl, a sample in samples/, the curves."""
+        """Measures and samples the averaged model: numbers in metrics.jsonl, a sample in samples/, the curves."""
         with torch.no_grad(), self._autocast():
             numbers = validate(self.average, self.step) if validate else {}
             sample = samples(self.average, self.step) if samples else None

@@ -1,4 +1,4 @@
-"""What each model is trained to do: functions from a model and a batch to a `Loss`."""
+"""Training objectives: functions from a model and a batch to a `Loss`."""
 
 from collections.abc import Callable
 
@@ -91,11 +91,11 @@ def denoising(
     tilt: float = 1.0,
 ) -> Tensor:
     """DDPM (2006.11239), algorithm 1, for epsilon or v (2202.00512, eq. in section 4): the mean squared error at random
-    times, one from each B-th of the schedule, so that a batch's loss says little about its luck.
+    times, one from each B-th of the schedule, so that the loss of a batch depends little on the times it drew.
 
-    latent (B, C, y, x); `bar` (N,) is alpha squared at each training step; network(noisy, time (B,)). Times are drawn
-    as u ** tilt: above 1 there are more at low noise, which small latents need, since the same noise hides more of
-    them (2301.11093, section 3.1).
+    latent (B, C, y, x); `bar` (N,) is alpha squared at each training step; network(noisy, time (B,)). Times are
+    u ** tilt of a uniform u: a tilt above 1 gives more steps with low noise. Small latents need them, since the same
+    noise hides more of a small picture (2301.11093, section 3.1).
     """
     B, N = len(latent), len(bar)
     spread = torch.rand(B, generator=generator, device=latent.device)

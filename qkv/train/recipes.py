@@ -42,7 +42,7 @@ class Trained(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What every task is given beside its recipe; `task` is its key."""
+    """The arguments of every task beside its recipe; `task` is its key."""
 
     task: str
     folder: Path
@@ -88,7 +88,7 @@ def register(tasks: Mapping[str, str]) -> None:
 
 
 def find_task(key: object, path: Path) -> tuple[type[Any], Train]:
-    """What the recipe at `path` holds, and what trains it. ConfigError for a key that nobody registered."""
+    """The `Recipe` class of a task, and the function that trains it. ConfigError for a key that nobody registered."""
     if not isinstance(key, str):
         raise ConfigError(f"{path} names no task; set task to one of {', '.join(sorted(TASKS))}")
     if key not in TASKS:

@@ -41,7 +41,7 @@ def load_tagger(folder: Folder, *, dtype: torch.dtype | None = None) -> BertTagg
 
 
 def read_labels(published: Mapping[str, Any]) -> list[str]:
-    """What a config.json calls the classes, in their order. ConfigError."""
+    """The names of the classes in a config.json, in their order. ConfigError."""
     names = published.get("id2label")
     if names is None:
         count = published.get("num_labels", 2)

@@ -46,7 +46,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-_ORDER = {code: place for place, code in enumerate(DTYPES)}
+_ORDER = {code: rank for rank, code in enumerate(DTYPES)}
 
 # The format allows 100 MB; published headers stay below 1 MiB. With these bounds the worst of files is refused
 # within about 0.1 s and 35 MiB.

@@ -89,7 +89,7 @@ TABLE = Table(
 
 
 def _read(published: Published) -> dict[str, Any]:
-    """What must be equal on both sides, and in both languages."""
+    """The keys that must be equal on both sides, and in both languages."""
     for end in ("attention_heads", "ffn_dim"):
         encoder = published[f"encoder_{end}"]
         if published.get(f"decoder_{end}", encoder) != encoder:

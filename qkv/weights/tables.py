@@ -132,7 +132,7 @@ def _pattern(name: str) -> Pattern:
 
 
 def _match(parts: Sequence[str], pattern: Pattern) -> list[str] | None:
-    """What the pattern's holes hold in a name of these parts; None if it is not that name."""
+    """The parts of a name that fill the pattern's holes; None if it does not match."""
     if len(parts) != len(pattern):
         return None
     values = []
