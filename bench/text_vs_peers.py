@@ -42,7 +42,7 @@ PROMPT, LONG, WRITTEN, STREAMS = 64, 512, 128, 16  # tokens, tokens, tokens, str
 
 QKV = """
 from concurrent.futures import ThreadPoolExecutor
-from qkv.engine.sequence import Request
+from qkv.engine.sequence import EngineRequest
 from qkv.loaded.language import load_language
 
 language = load_language(MODEL, threads=THREADS)
@@ -50,7 +50,7 @@ language = load_language(MODEL, threads=THREADS)
 def write(ids, tokens, guess=False):
     times, found = [], []
     began = time.perf_counter()
-    for event in language.submit(Request(prompt=ids, max_tokens=tokens, guess=guess)):
+    for event in language.submit(EngineRequest(prompt=ids, max_tokens=tokens, guess=guess)):
         times.append(time.perf_counter() - began)
         found.append(event.id)
     return times, found

@@ -71,7 +71,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Texts:
+class TaughtTexts:
     """What the teacher teaches: N groups of spellings, each group with one vector."""
 
     spellings: list[tuple[str, ...]]
@@ -122,7 +122,7 @@ class Batches:
 
     pictures: PictureBatches
     items: list[Item]
-    texts: Texts | None
+    texts: TaughtTexts | None
     tokenizer: Tokenizer
     recipe: Recipe
 
@@ -164,14 +164,14 @@ def learn_tokenizer(items: list[Item], glosses: list[tuple[str, str]], vocab: in
     return train_tokenizer([*spoken, *names, *(f"{lemma}: {gloss}" for lemma, gloss in glosses)], vocab)
 
 
-def gather_texts(items: list[Item], teacher: Path, recipe: Recipe, progress: bool) -> Texts:
+def gather_texts(items: list[Item], teacher: Path, recipe: Recipe, progress: bool) -> TaughtTexts:
     """WordNet's lemmas and glosses, and the items' names in every language."""
     groups: dict[str, set[str]] = {text: {text} for text in wordnet_texts(recipe.glosses)}
     for item in items:
         spellings = groups.setdefault(item.name, {item.name})
         spellings.update(words.name for words in item.words.values())
     ours = sorted(groups)
-    return Texts([tuple(sorted(groups[text])) for text in ours], vectors(teacher, ours, progress=progress))
+    return TaughtTexts([tuple(sorted(groups[text])) for text in ours], vectors(teacher, ours, progress=progress))
 
 
 def train(recipe: Recipe, context: Context) -> Result[Student]:

@@ -17,7 +17,7 @@ from lab.emblem import captions
 from lab.emblem.captions import Mix
 from lab.train.latents import Captioned, of_pictures, rescaled, unpack
 from qkv.errors import ConfigError
-from qkv.loaded.drawer import Defaults
+from qkv.loaded.drawer import DrawingDefaults
 from qkv.models.clip import TextTower
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.models.noise import NoiseConfig
@@ -69,11 +69,11 @@ class Recipe:
     batch: int = 32
     captions: Mix = field(default_factory=Mix)
     tilt: float = 1.0
-    drawing: Defaults = field(default_factory=Defaults)
+    drawing: DrawingDefaults = field(default_factory=DrawingDefaults)
     fit: FitConfig
 
 
-class Drawer(nn.Module):
+class TrainedDrawer(nn.Module):
     """What learns: the text tower and the U-Net that reads its states."""
 
     def __init__(self, text: TextTower, unet: UNet) -> None:
@@ -98,7 +98,7 @@ def read(tokenizer: Tokenizer, texts: list[str], context: int = CONTEXT) -> Tens
     return torch.from_numpy(np.stack([tokenizer.chunks([Segment(text)], context).ids[0] for text in texts]))
 
 
-def train(recipe: Recipe, context: Context) -> Result[Drawer]:
+def train(recipe: Recipe, context: Context) -> Result[TrainedDrawer]:
     torch.manual_seed(recipe.fit.seed)
     begun = begin(recipe)
     vae, tokenizer = begun.vae.to(context.device), begun.tokenizer
@@ -106,7 +106,7 @@ def train(recipe: Recipe, context: Context) -> Result[Drawer]:
     vae = rescaled(vae, data.scaling)
     latents = (data.latents.astype(np.float32) * data.scaling).astype(np.float16)
 
-    drawer = Drawer(begun.text, begun.unet).to(context.device)
+    drawer = TrainedDrawer(begun.text, begun.unet).to(context.device)
     freeze(drawer, recipe.freeze)
     draw = data.draw(recipe.batch, recipe.fit.seed)
     batches = Batches(Captioned(latents, data.items, draw, recipe.captions), tokenizer)
@@ -115,21 +115,23 @@ def train(recipe: Recipe, context: Context) -> Result[Drawer]:
     held_ids = read(tokenizer, [captions.plain_caption(item) for item in held]).to(context.device)
     held_latents = torch.from_numpy(latents[[item.row for item in held]].astype(np.float32)).to(context.device)
 
-    def loss(drawer: Drawer, latent: Tensor, ids: Tensor, generator: torch.Generator, tilt: float = 1.0) -> Tensor:
+    def loss(
+        drawer: TrainedDrawer, latent: Tensor, ids: Tensor, generator: torch.Generator, tilt: float = 1.0
+    ) -> Tensor:
         memory, kind = drawer.text(ids), recipe.noise.prediction
         return denoising(lambda x, time: drawer.unet(x, time, memory), latent, bar, kind, generator, tilt=tilt)
 
-    def objective(drawer: Drawer, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Loss:
+    def objective(drawer: TrainedDrawer, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Loss:
         return Loss(loss(drawer, *batch, generator, recipe.tilt))
 
-    def validate(drawer: Drawer, step: int) -> dict[str, float]:
+    def validate(drawer: TrainedDrawer, step: int) -> dict[str, float]:
         generator = torch.Generator(context.device).manual_seed(0)
         return {"unseen": float(loss(drawer, held_latents, held_ids, generator))}
 
-    def samples(drawer: Drawer, step: int) -> Image:
+    def samples(drawer: TrainedDrawer, step: int) -> Image:
         return preview(assemble(drawer), recipe.drawing)
 
-    def assemble(drawer: Drawer) -> LatentDiffusion:
+    def assemble(drawer: TrainedDrawer) -> LatentDiffusion:
         return LatentDiffusion(
             name="emblem", tokenizer=tokenizer, text=drawer.text, unet=drawer.unet, vae=vae, noise=recipe.noise
         )
@@ -169,12 +171,12 @@ def save_text(text: TextTower, tokenizer: Tokenizer, path: Path) -> None:
     tokenizer.save(path / "tokenizer")
 
 
-def preview(model: LatentDiffusion, drawing: Defaults) -> Image:
+def preview(model: LatentDiffusion, drawing: DrawingDefaults) -> Image:
     """SHOWN, each drawn four times, a row of four prompts a line."""
     prompts = [prompt for prompt in SHOWN for _ in range(4)]
     device = model.unet.enter.weight.device
-    memory, nothing = (model.text(read(model.tokenizer, texts).to(device)) for texts in (prompts, [""]))
-    condition, empty = {"memory": memory}, {"memory": nothing.expand(len(prompts), -1, -1)}
+    memory, unconditional = (model.text(read(model.tokenizer, texts).to(device)) for texts in (prompts, [""]))
+    condition, empty = {"memory": memory}, {"memory": unconditional.expand(len(prompts), -1, -1)}
 
     def unet(given: Condition) -> Network:
         return partial(model.predict, read=model.remember(given["memory"]))

@@ -44,7 +44,7 @@ def draw(
     """Draw pictures from a text, and print their files' names."""
     if prompt is None and replay is None:
         raise InputError("there is no prompt; say what to draw: qkv draw 'a dog in a suit'")
-    place = Place(out)
+    target = Target(out)
     from qkv.atomic import replacing
     from qkv.config import as_dict
     from qkv.pictures.request import Request, written_in
@@ -76,7 +76,7 @@ def draw(
             if warning not in said:
                 print(f"qkv: warning: {warning}", file=sys.stderr)
         said.update(warnings)
-        path = place.write(place.of(picture, number, request.pictures), picture.save)
+        path = target.write(target.of(picture, number, request.pictures), picture.save)
         result = {"path": str(path)} | as_dict(picture.settings) | {"warnings": warnings}
         text = str(path)
         if picture.attention:
@@ -122,7 +122,7 @@ def changed(before: "Settings", now: "Settings", replay: Path | None) -> list[st
     return found
 
 
-class Place:
+class Target:
     """Where pictures are written: what `-o` says, else the current folder. Raises OutputError before any work."""
 
     def __init__(self, out: str | None) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qkv.cli.pictures import Place, slug
+from qkv.cli.pictures import Target, slug
 from qkv.cli.shared import Shared, named_file, piped, verb
 from qkv.cli.text import Model, warn
 from qkv.errors import InputError, shorten
@@ -172,7 +172,7 @@ def _search_texts(shared: Shared, query: str, place: Path, top: int, model: str 
 def _search_pictures(shared: Shared, query: str, place: Path, top: int, model: str | None, output: Path | None) -> None:
     from qkv.tasks.search_pictures import FoundPictures, save_sheet, searching_pictures
 
-    target = Place(None if output is None else str(output))
+    target = Target(None if output is None else str(output))
     events = searching_pictures(query, place, top=top, model=model, threads=shared.threads, **_where(shared))
     found = _last(events, "looking")
     assert isinstance(found, FoundPictures)

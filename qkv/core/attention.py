@@ -141,8 +141,8 @@ class Attention(nn.Module):
 
     `dim` is the width of the queries' input, and of the output unless `out_dim` is given; `memory_dim` is the width of
     the memory that keys and values are read from (default: `dim`). `kv_heads` below `heads` is grouped attention, 1 is
-    multi-query attention. `value_dim` is the width of a head's values, `head_dim` unless given. `q_norm` and `k_norm` are modules over the
-    head width; `scale` and `cap` are `attend`'s. Raises ConfigError where the widths do not fit.
+    multi-query attention. `value_dim` is the width of a head's values, `head_dim` unless given. `q_norm` and `k_norm`
+    are modules over the head width; `scale` and `cap` are `attend`'s. Raises ConfigError where the widths do not fit.
     """
 
     def __init__(

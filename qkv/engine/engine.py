@@ -22,7 +22,7 @@ from qkv.engine.cache import PageCache
 from qkv.engine.handle import Channel, Handle
 from qkv.engine.runner import Chunk, Runner
 from qkv.engine.scheduler import Scheduler
-from qkv.engine.sequence import Request, Sequence
+from qkv.engine.sequence import EngineRequest, Sequence
 from qkv.errors import BusyError, GenerationError, InputError, QkvError
 
 SLOTS = 32  # answers that are computed at once
@@ -84,7 +84,7 @@ class Engine:
         """The memory that the weights take, and the keys and values up to now."""
         return self.runner.weight_bytes + self._scheduler.cache.touched * self.runner.page_bytes
 
-    def submit(self, request: Request, *, threads: int | None = None) -> Handle:
+    def submit(self, request: EngineRequest, *, threads: int | None = None) -> Handle:
         """Takes the request up and returns at once. Its steps run on so many threads (None: as the runner was made);
         where several answers share a step, on the most that any of them asks for.
 

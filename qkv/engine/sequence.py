@@ -1,7 +1,7 @@
 """One answer in the making: its tokens, its pages, its sampler, and what is reported of every token.
 
-A `Request` for `n` answers becomes n sequences that meet again in the prefix cache. The engine works on ids; text,
-stop strings and half characters are the business of `tasks`.
+An `EngineRequest` for `n` answers becomes n sequences that meet again in the prefix cache. The engine works on ids;
+text, stop strings and half characters are the business of `tasks`.
 """
 
 import math
@@ -24,7 +24,7 @@ Finish = Literal["stop", "length", "cancelled", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class EngineRequest:
     """What to continue, and how. With a seed, answer i is drawn with seed + i; answer 0 alone reports the `score`d
     tokens. Raises InputError."""
 
@@ -98,7 +98,9 @@ class Sequence:
 
     threads: int | None = None  # that its steps should be computed on
 
-    def __init__(self, request: Request, answer: int, sampler: TokenSampler, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self, request: EngineRequest, answer: int, sampler: TokenSampler, emit: Callable[[Event], None]
+    ) -> None:
         self.answer, self.ids = answer, [int(token) for token in request.prompt]
         self.limit = len(self.ids) + request.max_tokens  # tokens in the end
         self.judged = len(self.ids) - (request.score if answer == 0 else 0) - 1  # logits are wanted from this row on

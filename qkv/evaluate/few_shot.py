@@ -23,7 +23,7 @@ from qkv.atomic import replacing
 from qkv.data import spam_subjects
 from qkv.data.spam import Labelled
 from qkv.engine.engine import Engine
-from qkv.engine.sequence import MAX_TOP, Event, Request
+from qkv.engine.sequence import MAX_TOP, EngineRequest, Event
 from qkv.errors import InputError, MissingDependencyError, shorten
 from qkv.loaded.language import Language
 from qkv.progress import Bar
@@ -224,12 +224,14 @@ def logprobs(engine: Engine | Language, questions: Sequence[Question]) -> Iterat
     A label of one token among the likeliest is read off where the prompt ends, one reading for all labels; what else
     there is costs a reading each. Both ways give the same bits.
     """
-    first = (Request(prompt=question.shared, max_tokens=1, logprobs=MAX_TOP) for question in questions)
+    first = (EngineRequest(prompt=question.shared, max_tokens=1, logprobs=MAX_TOP) for question in questions)
     for question, [event] in zip(questions, _answers(engine, first)):
         known = dict(event.top)
         found = [known.get(rest[0]) if len(rest) == 1 else None for rest in question.rests]
         left = [rest for rest, value in zip(question.rests, found) if value is None]
-        more = (Request(prompt=[*question.shared, *rest], max_tokens=1, logprobs=0, score=len(rest)) for rest in left)
+        more = (
+            EngineRequest(prompt=[*question.shared, *rest], max_tokens=1, logprobs=0, score=len(rest)) for rest in left
+        )
         sums = (
             sum(event.logprob or 0.0 for event in events[:-1])  # the last one is written, not scored
             for events in _answers(engine, more)
@@ -237,7 +239,7 @@ def logprobs(engine: Engine | Language, questions: Sequence[Question]) -> Iterat
         yield np.array([next(sums) if value is None else value for value in found])
 
 
-def _answers(engine: Engine | Language, requests: Iterable[Request]) -> Iterator[list[Event]]:
+def _answers(engine: Engine | Language, requests: Iterable[EngineRequest]) -> Iterator[list[Event]]:
     """The events of each request, in their order; the next ones are on their way meanwhile."""
     waiting = deque[Any]()
     for request in requests:

@@ -11,7 +11,7 @@ from typing import Any
 
 from qkv.data.parallel import Pair, read_pairs
 from qkv.errors import InputError, NotFoundError
-from qkv.loaded.translator import Ready, load_ready
+from qkv.loaded.translator import LoadedTranslator, load_ready
 from qkv.tasks.translate import translating
 from qkv.text.bleu import score
 from qkv.text.moses import to_moses
@@ -48,7 +48,7 @@ def run(
     return scores
 
 
-def _scores(ready: Ready, pairs: list[Pair], said: list[str], target: str) -> dict[str, Any]:
+def _scores(ready: LoadedTranslator, pairs: list[Pair], said: list[str], target: str) -> dict[str, Any]:
     references, lower = [pair.target for pair in pairs], ready.text == "moses-lower"
     found = score(said, references, lowercase=lower)
     values = {"pairs": len(pairs), **found._asdict()}

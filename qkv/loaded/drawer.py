@@ -20,7 +20,7 @@ from qkv.weights.folder import Folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defaults:
+class DrawingDefaults:
     """`qkv.json` beside `model_index.json`: what a model is best drawn with. These are Stable Diffusion's."""
 
     steps: int = 50
@@ -31,7 +31,7 @@ class Defaults:
 class Drawer(LatentDiffusion):
     """A model in memory, with what its folder says about it."""
 
-    defaults: Defaults
+    defaults: DrawingDefaults
     fingerprint: str
 
     @property
@@ -62,5 +62,7 @@ def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Drawer:
     else:
         model.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.vae.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    defaults = build(Defaults, folder.json("qkv.json"), "qkv.json") if folder.has("qkv.json") else Defaults()
+    defaults = (
+        build(DrawingDefaults, folder.json("qkv.json"), "qkv.json") if folder.has("qkv.json") else DrawingDefaults()
+    )
     return Drawer(**vars(model), defaults=defaults, fingerprint=fingerprint(path))

@@ -15,7 +15,7 @@ from qkv import registry
 from qkv.engine.engine import Engine
 from qkv.engine.handle import Handle
 from qkv.engine.runner import Runner
-from qkv.engine.sequence import Request
+from qkv.engine.sequence import EngineRequest
 from qkv.errors import ConfigError, InputError, NotFoundError, shorten
 from qkv.fetch.pull import find
 from qkv.loaded import generation, models
@@ -69,7 +69,7 @@ class Language:
     def bytes(self) -> int:
         return self.engine.bytes
 
-    def submit(self, request: Request) -> Handle:
+    def submit(self, request: EngineRequest) -> Handle:
         """What the engine makes of a request. Raises what `Engine.submit` does."""
         return self.engine.submit(request, threads=self.threads)
 
@@ -178,19 +178,19 @@ def load_language(
         raise NotFoundError(f"there is no folder {shorten(str(lora))!r} with an adapter; name the one that PEFT wrote")
     where = Where(device=device, dtype=dtype, threads=threads)
     device, dtype, threads = where.device, where.dtype, where.threads
-    place = "cuda" if device == "auto" and _has_gpu() else "cpu" if device == "auto" else device
+    torch_device = "cuda" if device == "auto" and _has_gpu() else "cpu" if device == "auto" else device
     what = What("text", path, () if lora is None else (lora,))
 
     def load() -> Language:
         if path.suffix != ".gguf":
-            return _from_folder(path, place, dtype, lora)
+            return _from_folder(path, torch_device, dtype, lora)
         if lora is not None:
             raise ConfigError(
                 f"{path.name} is a GGUF file; an adapter goes into a folder of safetensors: name that one"
             )
-        return _from_gguf(path, place, dtype)
+        return _from_gguf(path, torch_device, dtype)
 
-    language = models.get(what, Where(device=place, dtype=dtype), load)
+    language = models.get(what, Where(device=torch_device, dtype=dtype), load)
     return language if threads is None else replace(language, threads=threads, of=language)
 
 
@@ -294,7 +294,7 @@ def _torch_runner(load: Callable[["torch.dtype"], "Decoder"], device: str, dtype
     from qkv import device as devices
     from qkv.engine.torch_runner import TorchRunner
 
-    place = devices.find_device(device)
+    torch_device = devices.find_device(device)
     if dtype in _KERNELS and dtype != "auto":
-        raise InputError(f"dtype={dtype} is for processors; on {place.type} use bfloat16 or float16")
-    return TorchRunner(load(devices.find_dtype(dtype, place)).to(place))
+        raise InputError(f"dtype={dtype} is for processors; on {torch_device.type} use bfloat16 or float16")
+    return TorchRunner(load(devices.find_dtype(dtype, torch_device)).to(torch_device))

@@ -27,7 +27,7 @@ from qkv.loaded.files import stamp, weight_bytes
 from qkv.loaded.where import Where
 
 
-class Model(Protocol):
+class Loadable(Protocol):
     """What is kept: a model with all that its folder says about using it."""
 
     @property
@@ -35,7 +35,7 @@ class Model(Protocol):
         """The memory that it takes now."""
 
 
-M = TypeVar("M", bound=Model)
+M = TypeVar("M", bound=Loadable)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from qkv.weights.translator import load_translator
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defaults:
+class TranslationDefaults:
     """`qkv.json` in a translator's folder: what its texts are made of, and how they are best searched."""
 
     text: Literal["plain", "moses-lower"] = "plain"
@@ -38,7 +38,7 @@ class Defaults:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Ready:
+class LoadedTranslator:
     """A translator in memory, with what its folder says about it."""
 
     name: str
@@ -61,12 +61,12 @@ class Ready:
         return marked or ({self.target} if self.target else set())
 
 
-def encode(ready: Ready, text: str) -> list[int]:
+def encode(ready: LoadedTranslator, text: str) -> list[int]:
     text = valid_text(text)
     return ready.pieces.encode(to_moses(text, ready.source or "en") if ready.text == "moses-lower" else text)
 
 
-def decode(ready: Ready, ids: Sequence[int]) -> str:
+def decode(ready: LoadedTranslator, ids: Sequence[int]) -> str:
     """The text of ids, on one line: a model may well spell the byte of a line end."""
     text = " ".join(ready.pieces.decode(ids).splitlines())
     return from_moses(text, ready.target or "en") if ready.text == "moses-lower" else text
@@ -79,16 +79,20 @@ def load_ready(
     device: str = "auto",
     dtype: str = "auto",
     offline: bool = False,
-) -> Ready:
+) -> LoadedTranslator:
     """The translator of that name or in that folder, or one that is here and translates into `to`.
 
     Raises NotFoundError, CheckpointError, ConfigError, and InputError if it does not translate into `to`.
     """
     path = as_folder(find(model, offline=offline) if model is not None else _any(to)).absolute()
-    place = devices.find_device(device)
+    torch_device = devices.find_device(device)
     # Small matrices gain nothing from bfloat16 on a processor.
-    narrow = torch.float32 if dtype == "auto" and place.type == "cpu" else devices.find_dtype(dtype, place)
-    ready = models.get(What("translation", path), Where.of(place, narrow), lambda: _load(path, place, narrow))
+    narrow = (
+        torch.float32 if dtype == "auto" and torch_device.type == "cpu" else devices.find_dtype(dtype, torch_device)
+    )
+    ready = models.get(
+        What("translation", path), Where.of(torch_device, narrow), lambda: _load(path, torch_device, narrow)
+    )
     if to is not None and to not in ready.targets:
         known = ", ".join(sorted(ready.targets)) or "a language that it does not name; ask for none"
         raise InputError(f"the model {ready.name} does not translate into {shorten(to)!r}, but into {known}")
@@ -114,7 +118,7 @@ def _any(to: str | None) -> Path:
     return targets[to]
 
 
-def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Ready:
+def _load(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedTranslator:
     folder = Folder(path)
     model = load_translator(folder, dtype=dtype).to(device)
     pieces = read_pieces(*map(folder.bytes, FILES))
@@ -122,18 +126,18 @@ def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Ready:
         raise ConfigError(f"{path}: vocab.json has {pieces.vocab} tokens, the model {model.config.vocab}")
     languages = folder.json("tokenizer_config.json") if folder.has("tokenizer_config.json") else {}
     source, target = (languages.get(key) for key in ("source_lang", "target_lang"))
-    ready = Ready(name=path.name, model=model, pieces=pieces, source=source, target=target)
+    ready = LoadedTranslator(name=path.name, model=model, pieces=pieces, source=source, target=target)
     return _own_manner(ready, folder) if folder.has("qkv.json") else _published_manner(ready, folder)
 
 
-def _own_manner(ready: Ready, folder: Folder) -> Ready:
-    own = build(Defaults, folder.json("qkv.json"), "qkv.json")
+def _own_manner(ready: LoadedTranslator, folder: Folder) -> LoadedTranslator:
+    own = build(TranslationDefaults, folder.json("qkv.json"), "qkv.json")
     banned = (ready.model.config.pad,)
     search = Search(beams=own.beams, length_penalty=own.length_penalty, penalty=own.penalty, banned=banned)
     return replace(ready, text=own.text, search=search)
 
 
-def _published_manner(ready: Ready, folder: Folder) -> Ready:
+def _published_manner(ready: LoadedTranslator, folder: Folder) -> LoadedTranslator:
     """As transformers translates."""
     told = generation.read(folder)
     search = generation.translation_search(told, end=ready.model.config.end)

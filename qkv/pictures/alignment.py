@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from qkv.core.record import record
 from qkv.errors import InputError
-from qkv.loaded.translator import Ready, encode
+from qkv.loaded.translator import LoadedTranslator, encode
 from qkv.text.moses import to_moses
 
 CELL, MARGIN, LETTERS = 26, 8, 13  # pixels; of the letters the height
@@ -28,7 +28,7 @@ class Alignment(NamedTuple):
 
 
 @torch.inference_mode()
-def align(ready: Ready, source: str, target: str, *, layer: int | None = None) -> Alignment:
+def align(ready: LoadedTranslator, source: str, target: str, *, layer: int | None = None) -> Alignment:
     """The alignment of a sentence with a translation of it; `layer` of the decoder, the last but one unless given.
 
     What is longer than the model reads is left out. Raises InputError if one of the two is empty.

@@ -58,7 +58,7 @@ class Search:
         return float(base**self.length_penalty)
 
 
-class Hypothesis(NamedTuple):
+class TranslationHypothesis(NamedTuple):
     """A translation: its ids without start, with the end; its score is its log-probability, penalised by length."""
 
     ids: list[int]
@@ -71,7 +71,7 @@ Choice = tuple[Tensor, Tensor]  # (..., C) log-probabilities of the likeliest ne
 @torch.inference_mode()
 def search_batch(
     model: Translator, source: Tensor, mask: Tensor, search: Search, choose: Callable[[Tensor], Choice]
-) -> Iterator[tuple[int, list[Hypothesis]]]:
+) -> Iterator[tuple[int, list[TranslationHypothesis]]]:
     """The numbers of the texts of source (B, S), each with its `beams` best translations, soon after it is done.
 
     `mask` (B, S) is True at tokens; `choose` is `chooser`'s.
@@ -122,7 +122,7 @@ class _Beams:
         self.logprob = torch.full((B, N), NEVER, device=device)
         self.logprob[:, 0] = 0.0  # all are the same as yet: one goes on
         self.seen = torch.eye(N, dtype=torch.bool, device=device).repeat(B, 1, 1)  # (B, N, T * N)
-        self.finished: list[list[Hypothesis]] = [[] for _ in range(B)]
+        self.finished: list[list[TranslationHypothesis]] = [[] for _ in range(B)]
         self.done = torch.zeros(B, dtype=torch.bool, device=device)
 
     def advance(self, logprobs: Tensor, tokens: Tensor, end: int, search: Search, length: int, longest: int) -> None:
@@ -134,7 +134,7 @@ class _Beams:
         ended = token == end
         for row, candidate in (ended[:, :N] & (top[:, :N] > NEVER / 2) & ~self.done[:, None]).nonzero().tolist():
             ids = [*self.tokens[row, parent[row, candidate], 1:].tolist(), end]
-            self.finished[row].append(Hypothesis(ids, float(top[row, candidate]) / search.divisor(length)))
+            self.finished[row].append(TranslationHypothesis(ids, float(top[row, candidate]) / search.divisor(length)))
             self.finished[row] = sorted(self.finished[row], key=lambda found: -found.score)[:N]
         chosen = top.masked_fill(ended, -math.inf).topk(N).indices  # (B, N) among the candidates
         self.logprob, parent, token = (x.gather(1, chosen) for x in (top, parent, token))
@@ -150,7 +150,7 @@ class _Beams:
         if search.early_stopping is True:
             self.done |= torch.tensor([len(found) == N for found in self.finished], device=best.device)
 
-    def results(self) -> Iterator[tuple[int, list[Hypothesis]]]:
+    def results(self) -> Iterator[tuple[int, list[TranslationHypothesis]]]:
         """Of the texts that are done."""
         for row in self.done.nonzero().flatten().tolist():
             yield int(self.number[row]), self.finished[row]
@@ -215,7 +215,7 @@ def likeliest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def search_texts(
     model: Translator, texts: Sequence[Sequence[int]], search: Search, *, tokens: int = 16_384
-) -> Iterator[tuple[int, list[Hypothesis]]]:
+) -> Iterator[tuple[int, list[TranslationHypothesis]]]:
     """The translations of texts (ids with their end), the number of each before it, in batches of texts of about one
     length: at most `tokens` of them, padding and beams counted."""
     device = model.token.weight.device

@@ -16,6 +16,10 @@ import torch
 from qkv import device as devices
 from qkv.errors import CheckpointError, InputError
 from qkv.fetch.pull import find
+from qkv.loaded import models
+from qkv.loaded.memory import module_bytes
+from qkv.loaded.models import What
+from qkv.loaded.where import Where
 from qkv.models.bert import BertClassifier, BertTagger
 from qkv.tasks.classify import Classified, Label
 from qkv.text.bert import BertTokenizer
@@ -52,6 +56,10 @@ class TextReader:
     model: BertClassifier | BertTagger
     tokenizer: BertTokenizer
 
+    @property
+    def bytes(self) -> int:
+        return module_bytes(self.model)
+
     def read(self, text: str) -> tuple[list[int], tuple[str, ...]]:
         """The tokens, both ends among them, and what was cut. InputError for an empty text."""
         if not isinstance(text, str) or not text.strip():
@@ -72,14 +80,21 @@ class TextReader:
 def load_text_reader(
     model: str | Path, *, device: str = "auto", dtype: str = "auto", offline: bool = False
 ) -> TextReader:
-    """The classifier or tagger of that name or in that folder. CheckpointError if it is neither; NotFoundError,
-    ConfigError, InputError."""
-    path = find(model, offline=offline)
+    """The classifier or tagger of that name or in that folder. It stays in memory for the next call.
+
+    CheckpointError if it is neither; NotFoundError, ConfigError, InputError.
+    """
+    path, torch_device = find(model, offline=offline).absolute(), devices.find_device(device)
     if (head := trained_head(path)) is None:
         raise CheckpointError(f"{path} is no classifier; give a folder with a {' or '.join(HEADS)} in its config.json")
-    where = devices.find_device(device)
-    load = load_classifier if head == "classifier" else load_tagger
-    made = load(Folder(path), dtype=devices.find_dtype(dtype, where)).to(where)
+    precision = devices.find_dtype(dtype, torch_device)
+    what = What(head, path)
+    return models.get(what, Where.of(torch_device, precision), lambda: _load(what, torch_device, precision))
+
+
+def _load(what: What, device: torch.device, dtype: torch.dtype) -> TextReader:
+    path, load = what.path, load_classifier if what.kind == "classifier" else load_tagger
+    made = load(Folder(path), dtype=dtype).to(device)
     tokenizer = BertTokenizer.load(path)
     if tokenizer.vocab > made.body.config.vocab:
         given, known = tokenizer.vocab, made.body.config.vocab

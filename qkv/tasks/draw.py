@@ -109,17 +109,17 @@ def _draw_all(
     for number, seed in enumerate(seeds):
         prompt, negative = request.pairs[number // request.count]
         if number % request.count == 0:
-            words, memory, nothing = read(model, prompt, negative if settings.guidance > 1 else "")
-            heard = [*warnings, *unsupported(prompt), *unsupported(negative)]
+            words, memory, negative_memory = read(model, prompt, negative if settings.guidance > 1 else "")
+            request_warnings = [*warnings, *unsupported(prompt), *unsupported(negative)]
         mine = dataclasses.replace(settings, prompt=prompt, negative=negative, seed=seed)
         maps = AttentionMaps(_latent_size(model, mine)) if request.attention else None
         began = time.perf_counter()
-        for step, latent in _denoise(model, memory, nothing, mine, maps):
+        for step, latent in _denoise(model, memory, negative_memory, mine, maps):
             yield Progress(number, len(seeds), step, settings.steps, partial(_preview, model, latent))
         image, more = decode(model, latent)
         sheet = heat_sheet(image, maps.words(words)) if maps else None
         seconds = time.perf_counter() - began
-        yield Picture(image=image, settings=mine, warnings=(*heard, *more), seconds=seconds, attention=sheet)
+        yield Picture(image=image, settings=mine, warnings=(*request_warnings, *more), seconds=seconds, attention=sheet)
 
 
 def read(model: LatentDiffusion, prompt: str, negative: str) -> tuple[Prompt, Tensor, Tensor]:
@@ -128,8 +128,8 @@ def read(model: LatentDiffusion, prompt: str, negative: str) -> tuple[Prompt, Te
     both = [model.tokenizer.chunks(parse(text), context) for text in (prompt, negative)]
     chunks = max(len(text.ids) for text in both)
     empty = model.tokenizer.chunks([], context)
-    memory, nothing = (_encode(model, text, empty, chunks) for text in both)
-    return both[0], memory, nothing
+    memory, negative_memory = (_encode(model, text, empty, chunks) for text in both)
+    return both[0], memory, negative_memory
 
 
 def _encode(model: LatentDiffusion, text: Prompt, empty: Prompt, chunks: int) -> Tensor:
@@ -152,7 +152,7 @@ def _emphasise(states: Tensor, weights: Tensor) -> Tensor:
 
 
 def _denoise(
-    model: LatentDiffusion, memory: Tensor, nothing: Tensor, settings: Settings, maps: AttentionMaps | None
+    model: LatentDiffusion, memory: Tensor, negative_memory: Tensor, settings: Settings, maps: AttentionMaps | None
 ) -> Iterator[tuple[int, Tensor]]:
     """From the seed's noise to a latent: the number of each step and the latent (1, C, y, x) after it."""
     generator = torch.Generator().manual_seed(settings.seed)
@@ -170,7 +170,7 @@ def _denoise(
 
         return answer
 
-    network = guided(unet, {"memory": memory}, {"memory": nothing}, settings.guidance)
+    network = guided(unet, {"memory": memory}, {"memory": negative_memory}, settings.guidance)
     denoised = predict(network, model.noise)
     walk = sample(denoised, noise(), model.noise, settings.sampler, settings.steps, noise=noise, eta=settings.eta)
     for step in walk:

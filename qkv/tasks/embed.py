@@ -169,10 +169,12 @@ def load_embedder(
 
     NotFoundError, CheckpointError, ConfigError, InputError.
     """
-    place = devices.find_device(device)
+    torch_device = devices.find_device(device)
     path = as_folder(find(model if model is not None else registry.DEFAULTS["embeddings"], offline=offline)).absolute()
-    precision = devices.find_dtype(dtype, place)
-    return models.get(What("embeddings", path), Where.of(place, precision), lambda: _load(path, place, precision))
+    precision = devices.find_dtype(dtype, torch_device)
+    return models.get(
+        What("embeddings", path), Where.of(torch_device, precision), lambda: _load(path, torch_device, precision)
+    )
 
 
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Embedder:

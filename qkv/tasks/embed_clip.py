@@ -139,11 +139,11 @@ def load_clip_embedder(
 
     NotFoundError, CheckpointError, ConfigError, InputError.
     """
-    place = devices.find_device(device)
-    path, precision = as_folder(_find(model, offline)).absolute(), devices.find_dtype(dtype, place)
+    torch_device = devices.find_device(device)
+    path, precision = as_folder(_find(model, offline)).absolute(), devices.find_dtype(dtype, torch_device)
     texts = TEXTS.absolute() if path == SHIPPED.absolute() else None
     what = What("search", path, () if texts is None else (texts,))
-    return models.get(what, Where.of(place, precision), lambda: _load(what, texts, place, precision))
+    return models.get(what, Where.of(torch_device, precision), lambda: _load(what, texts, torch_device, precision))
 
 
 def _find(model: str | Path | None, offline: bool) -> Path:

@@ -141,10 +141,12 @@ def load_filler(
 
     NotFoundError, CheckpointError (also if it has no head for masked tokens), ConfigError, InputError.
     """
-    place = devices.find_device(device)
+    torch_device = devices.find_device(device)
     path = as_folder(find(model if model is not None else registry.DEFAULTS["fill"], offline=offline)).absolute()
-    precision = devices.find_dtype("float32" if dtype == "auto" else dtype, place)
-    return models.get(What("fill", path), Where.of(place, precision), lambda: _load(path, place, precision))
+    precision = devices.find_dtype("float32" if dtype == "auto" else dtype, torch_device)
+    return models.get(
+        What("fill", path), Where.of(torch_device, precision), lambda: _load(path, torch_device, precision)
+    )
 
 
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Filler:

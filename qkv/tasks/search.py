@@ -21,7 +21,7 @@ CHUNK = 512  # passages whose vectors are kept at once: what an interruption cos
 
 
 @dataclass(frozen=True)
-class Progress:
+class SearchProgress:
     """`done` of `total` passages have vectors."""
 
     done: int
@@ -64,8 +64,8 @@ def searching(
     dtype: str = "auto",
     threads: int | None = None,
     offline: bool = False,
-) -> Iterator[Progress | Found]:
-    """`Progress` as vectors are made, then what was found.
+) -> Iterator[SearchProgress | Found]:
+    """`SearchProgress` as vectors are made, then what was found.
 
     InputError for an empty query, or a place without any text; NotFoundError, CheckpointError, ConfigError.
     """
@@ -79,7 +79,7 @@ def searching(
     embedder = load_embedder(model, device=device, dtype=dtype, offline=offline)
     with devices.threads(threads):
         asked = embedder.embed([query], "query")
-    index = _Index(embedder)
+    index = _TextIndex(embedder)
     yield from devices.on_threads(threads, index.fill([passage.text for passage in passages]))
     scores = similarity(index.vectors, asked.vectors[0], embedder.config.similarity)
     order = np.argsort(-scores, kind="stable")[:top]
@@ -100,7 +100,7 @@ def check_query(query: str, top: int) -> None:
         raise InputError("the query is empty; say what to look for")
 
 
-class _Index:
+class _TextIndex:
     """The vectors (N, D) of all passages, out of the store or made and kept now."""
 
     def __init__(self, embedder: Embedder) -> None:
@@ -111,7 +111,7 @@ class _Index:
         self.kept = VectorCache(embedder.name, stamp, embedder.dim)
         self.vectors = np.empty((0, embedder.dim), np.float32)
 
-    def fill(self, texts: Sequence[str]) -> Iterator[Progress]:
+    def fill(self, texts: Sequence[str]) -> Iterator[SearchProgress]:
         keys = [key_of(text.encode("utf-8", "replace")) for text in texts]
         of = dict(zip(keys, texts))  # a text that is there twice is computed once
         row = {key: number for number, key in enumerate(of)}
@@ -119,7 +119,7 @@ class _Index:
         if here := [key for key in of if key in self.kept]:
             vectors[[row[key] for key in here]] = self.kept.get(here)
         missing = sorted(of.keys() - set(here), key=lambda key: (len(of[key]), key))
-        yield Progress(len(here), len(of))
+        yield SearchProgress(len(here), len(of))
         for start in range(0, len(missing), CHUNK):
             some = missing[start : start + CHUNK]
             made = self.embedder.embed([of[key] for key in some], "document")
@@ -127,7 +127,7 @@ class _Index:
             self.cut += made.cut
             self.computed += len(some)
             self.kept.add(some, made.vectors)
-            yield Progress(len(here) + self.computed, len(of))
+            yield SearchProgress(len(here) + self.computed, len(of))
         self.vectors = vectors[[row[key] for key in keys]]
 
 

@@ -36,7 +36,7 @@ from qkv.pictures.files import (
 )
 from qkv.pictures.sheet import contact_sheet
 from qkv.tasks.embed_clip import ClipEmbedder, Pixels, load_clip_embedder
-from qkv.tasks.search import Progress, check_query, cosine
+from qkv.tasks.search import SearchProgress, check_query, cosine
 
 CHUNK = 64  # pictures that are read, computed and kept at once: what an interruption costs at most
 SHOWN = 100  # pictures on a contact sheet
@@ -89,8 +89,8 @@ def searching_pictures(
     dtype: str = "auto",
     threads: int | None = None,
     offline: bool = False,
-) -> Iterator[Progress | FoundPictures]:
-    """`Progress` as vectors are made, then what was found. `model` is a CLIP's folder or name, None the one that ships.
+) -> Iterator[SearchProgress | FoundPictures]:
+    """`SearchProgress` as vectors are made, then what was found. `model` is a CLIP's folder or name; None: what ships.
 
     A query that is the name of a picture's file is that picture; else it is words. InputError for an empty query, or a
     place without any picture; NotFoundError, CheckpointError, ConfigError.
@@ -106,7 +106,7 @@ def searching_pictures(
     embedder = load_clip_embedder(model, device=device, dtype=dtype, offline=offline)
     with devices.threads(threads):
         asked, warnings = _ask(embedder, str(query), seen)
-    index = _Index(embedder)
+    index = _PictureIndex(embedder)
     yield from devices.on_threads(threads, index.fill(files))
     if not index.files:
         raise _nothing(place, [*skipped, *index.skipped])
@@ -142,7 +142,7 @@ class _Seen(NamedTuple):
     animated: bool
 
 
-class _Index:
+class _PictureIndex:
     """The pictures that can be read, `files`, and their vectors (N, P), out of the store or made and kept now."""
 
     def __init__(self, embedder: ClipEmbedder) -> None:
@@ -153,13 +153,13 @@ class _Index:
         self.kept = VectorCache(embedder.name, embedder.stamp, embedder.dim)
         self.vectors = np.empty((0, embedder.dim), np.float32)
 
-    def fill(self, files: Sequence[Path]) -> Iterator[Progress]:
-        yield Progress(0, len(files))
+    def fill(self, files: Sequence[Path]) -> Iterator[SearchProgress]:
+        yield SearchProgress(0, len(files))
         parts = [self.vectors]
         with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:  # decoding leaves Python's lock alone
             for start in range(0, len(files), CHUNK):
                 parts.append(self._take(files[start : start + CHUNK], pool))
-                yield Progress(min(start + CHUNK, len(files)), len(files))
+                yield SearchProgress(min(start + CHUNK, len(files)), len(files))
         self.vectors = np.concatenate(parts)
 
     def _take(self, files: Sequence[Path], pool: ThreadPoolExecutor) -> Vectors:

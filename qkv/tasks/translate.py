@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qkv.errors import InputError
-from qkv.loaded.translator import Ready, decode, encode, load_ready
+from qkv.loaded.translator import LoadedTranslator, decode, encode, load_ready
 from qkv.sample.translation_beam import Search, search_texts
 from qkv.text.sentences import sentences
 
@@ -82,7 +82,7 @@ def translating(
         number, size = number + len(window), min(2 * size, WINDOW)
 
 
-def _translated(ready: Ready, lines: Sequence[str], search: Search, to: str | None) -> Iterator[Translation]:
+def _translated(ready: LoadedTranslator, lines: Sequence[str], search: Search, to: str | None) -> Iterator[Translation]:
     """Lines that go through the model together."""
     mark = f">>{to}<< " if f">>{to}<<" in ready.pieces.ids else ""
     limit = ready.model.config.context
@@ -106,7 +106,7 @@ def _translated(ready: Ready, lines: Sequence[str], search: Search, to: str | No
         )
 
 
-def _fitting(ready: Ready, text: str, limit: int, mark: str) -> list[str]:
+def _fitting(ready: LoadedTranslator, text: str, limit: int, mark: str) -> list[str]:
     """`text`, or pieces of it, each short enough for the model: cut in the middle, at a space if there is one."""
     if len(encode(ready, mark + text)) <= limit or len(text) < 2:
         return [text]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from qkv.engine.handle import Handle
-from qkv.engine.sequence import Event, Finish, Request
+from qkv.engine.sequence import EngineRequest, Event, Finish
 from qkv.loaded.language import Language
 from qkv.sample.beam import beam_search
 from qkv.sample.constrain import Grammar, Healing, from_regex, from_schema, take_back
@@ -123,7 +123,7 @@ class _Job:
         if taken:
             constraint = lambda: Healing(language.lexicon, task.ids[len(ids) :])  # noqa: E731
         ranked = options.best_of is not None and options.best_of > options.n
-        request = Request(
+        request = EngineRequest(
             prompt=ids,
             max_tokens=max(1, task.max_tokens),
             sampling=task.sampling,
@@ -280,9 +280,9 @@ def _search(task: Task) -> Iterator[Piece | Completion]:
     yield _completion(task, texts, began)
 
 
-def _step(task: Task, text: tuple[int, ...], count: int, ends: frozenset[int]) -> Request:
+def _step(task: Task, text: tuple[int, ...], count: int, ends: frozenset[int]) -> EngineRequest:
     """One beam's next tokens."""
-    return Request(
+    return EngineRequest(
         prompt=[*task.ids, *text],
         max_tokens=1,
         sampling=task.sampling,

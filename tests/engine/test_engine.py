@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkv.engine.engine import Engine
-from qkv.engine.sequence import Request
+from qkv.engine.sequence import EngineRequest
 from qkv.errors import BusyError, InputError
 from qkv.sample.tokens import Sampling
 
@@ -33,7 +33,7 @@ def settle(engine):
 
 def test_one_request(paper):
     runner = paper()
-    events = list(Engine(runner).submit(Request(prompt=ABC, max_tokens=9)))
+    events = list(Engine(runner).submit(EngineRequest(prompt=ABC, max_tokens=9)))
     assert [event.id for event in events] == runner.alone(ABC, 9, Sampling())
     assert [event.finish for event in events] == [None] * 8 + ["length"]
 
@@ -42,7 +42,7 @@ def test_a_stop_token_ends_an_answer_and_is_reported(paper):
     runner = paper()
     whole = runner.alone(ABC, 20, Sampling())
     stop = whole[7]
-    events = list(Engine(runner).submit(Request(prompt=ABC, max_tokens=20, stops=frozenset({stop}))))
+    events = list(Engine(runner).submit(EngineRequest(prompt=ABC, max_tokens=20, stops=frozenset({stop}))))
     assert [event.id for event in events] == whole[: whole.index(stop) + 1]
     assert events[-1].finish == "stop"
 
@@ -51,7 +51,7 @@ def test_n_answers_share_the_prompt_and_differ_by_seed(paper):
     runner = paper(page=4)
     engine = Engine(runner)
     sampling = Sampling(temperature=1.5, seed=5)
-    events = list(engine.submit(Request(prompt=ABC, max_tokens=7, sampling=sampling, n=4)))
+    events = list(engine.submit(EngineRequest(prompt=ABC, max_tokens=7, sampling=sampling, n=4)))
     for i in range(4):
         alone = runner.alone(ABC, 7, Sampling(temperature=1.5, seed=5 + i))
         assert [event.id for event in events if event.answer == i] == alone
@@ -61,10 +61,10 @@ def test_n_answers_share_the_prompt_and_differ_by_seed(paper):
 def test_prefixes_are_reused_after_the_first_is_done(paper):
     runner = paper()
     engine = Engine(runner)
-    first = ids(engine.submit(Request(prompt=ABC, max_tokens=6)))
+    first = ids(engine.submit(EngineRequest(prompt=ABC, max_tokens=6)))
     settle(engine)
     longer = ABC + first + [3]
-    assert ids(engine.submit(Request(prompt=longer, max_tokens=3))) == runner.alone(longer, 3, Sampling())
+    assert ids(engine.submit(EngineRequest(prompt=longer, max_tokens=3))) == runner.alone(longer, 3, Sampling())
     assert engine.stats.reused == 16, "answers are prefixes too: 17 of 18 tokens have keys, 16 of them in full pages"
     assert engine.stats.memory_used == 0
 
@@ -73,7 +73,7 @@ def test_who_would_compute_the_same_page_waits_for_it(paper):
     runner = paper(context=200, pages=100)
     engine = Engine(runner, budget=16)
     prompt = [random.Random(0).randrange(23) for _ in range(61)]
-    handles = [engine.submit(Request(prompt=[*prompt, i], max_tokens=3)) for i in range(5)]
+    handles = [engine.submit(EngineRequest(prompt=[*prompt, i], max_tokens=3)) for i in range(5)]
     for i, handle in enumerate(handles):
         assert ids(handle) == runner.alone([*prompt, i], 3, Sampling())
     assert sum(len(chunk.ids) for step in runner.steps for chunk in step) <= 60 + 5 * (2 + 2) + 12  # and guesses
@@ -83,7 +83,7 @@ def test_scored_tokens_are_reported_first(paper):
     runner = paper()
     engine = Engine(runner, budget=4)
     for score in (1, 5, len(ABC) - 1):
-        events = list(engine.submit(Request(prompt=ABC, max_tokens=2, score=score, logprobs=2, n=2)))
+        events = list(engine.submit(EngineRequest(prompt=ABC, max_tokens=2, score=score, logprobs=2, n=2)))
         events = [event for event in events if event.answer == 0]
         assert [event.id for event in events] == ABC[-score:] + runner.alone(ABC, 2, Sampling())
         for i, event in enumerate(events):
@@ -106,7 +106,7 @@ def test_a_long_prompt_delays_the_others_by_chunks_only(paper):
     engine = Engine(runner, budget=16)
     draw = random.Random(1)
     prompts = [[draw.randrange(23) for _ in range(length)] for length in (6, 300, 300, 20)]
-    handles = [engine.submit(Request(prompt=prompt, max_tokens=40, guess=False)) for prompt in prompts]
+    handles = [engine.submit(EngineRequest(prompt=prompt, max_tokens=40, guess=False)) for prompt in prompts]
     gate.set()
     for handle, prompt in zip(handles, prompts):
         assert ids(handle) == runner.alone(prompt, 40, Sampling())
@@ -132,7 +132,7 @@ def test_admission_waits_for_memory_in_order(paper):
     runner = paper(pages=6, page=4)  # two of the requests at a time
     engine = Engine(runner)
     prompts = [[i, i + 1, i + 2] for i in range(8)]
-    handles = [engine.submit(Request(prompt=prompt, max_tokens=9)) for prompt in prompts]
+    handles = [engine.submit(EngineRequest(prompt=prompt, max_tokens=9)) for prompt in prompts]
     order = []
     threads = []
     for number, (handle, prompt) in enumerate(zip(handles, prompts)):
@@ -166,7 +166,7 @@ def test_any_mix_equals_the_plain_loop(paper, data):
             most = min(40, runner.pages * runner.page - 14)
             if most < 1:
                 continue
-            request = Request(
+            request = EngineRequest(
                 prompt=prompt,
                 max_tokens=draw(st.integers(1, most)),
                 sampling=Sampling(temperature=temperature, seed=draw(st.integers(0, 9)), presence_penalty=0.3),
@@ -196,7 +196,7 @@ def test_guesses_change_no_token_and_save_steps(paper):
         runner = paper(order=1, vocab=5, context=300, pages=300)
         engine = Engine(runner)
         for sampling in (Sampling(), Sampling(temperature=0.3, seed=1), Sampling(repetition_penalty=1.05)):
-            request = Request(prompt=[1, 2], max_tokens=100, sampling=sampling, guess=guess)
+            request = EngineRequest(prompt=[1, 2], max_tokens=100, sampling=sampling, guess=guess)
             assert ids(engine.submit(request)) == runner.alone([1, 2], 100, sampling)
         steps[guess] = len(runner.steps)
     assert steps[True] < 0.6 * steps[False]
@@ -210,7 +210,7 @@ def test_cancelling_frees_the_pages_within_a_step(paper):
 
     runner = Slow(context=2000, pages=600)
     engine = Engine(runner)
-    handle = engine.submit(Request(prompt=ABC, max_tokens=1500))
+    handle = engine.submit(EngineRequest(prompt=ABC, max_tokens=1500))
     for number, _ in enumerate(handle):
         if number == 3:
             break
@@ -227,7 +227,9 @@ def test_one_answer_of_two_is_cancelled(paper):
             return super().step(chunks)
 
     runner = Slow()
-    handle = Engine(runner).submit(Request(prompt=ABC, max_tokens=40, n=2, sampling=Sampling(temperature=1.0, seed=0)))
+    handle = Engine(runner).submit(
+        EngineRequest(prompt=ABC, max_tokens=40, n=2, sampling=Sampling(temperature=1.0, seed=0))
+    )
     events = []
     for event in handle:
         events.append(event)
@@ -240,7 +242,7 @@ def test_one_answer_of_two_is_cancelled(paper):
 def test_a_dropped_handle_is_a_cancelled_one(paper):
     runner = paper(context=100_000, pages=30_000)
     engine = Engine(runner)
-    engine.submit(Request(prompt=ABC, max_tokens=90_000))
+    engine.submit(EngineRequest(prompt=ABC, max_tokens=90_000))
     gc.collect()
     settle(engine)
     assert engine.stats.tokens < 1000
@@ -252,13 +254,13 @@ def test_async(paper):
 
     async def one(seed):
         sampling = Sampling(temperature=1.0, seed=seed)
-        request = Request(prompt=ABC, max_tokens=20, sampling=sampling)
+        request = EngineRequest(prompt=ABC, max_tokens=20, sampling=sampling)
         found = [event.id async for event in engine.submit(request)]
         assert found == runner.alone(ABC, 20, sampling)
 
     async def cut():
         async def run():
-            async for _ in engine.submit(Request(prompt=ABC[::-1], max_tokens=80)):
+            async for _ in engine.submit(EngineRequest(prompt=ABC[::-1], max_tokens=80)):
                 await asyncio.sleep(0.01)
 
         task = asyncio.create_task(run())
@@ -282,11 +284,11 @@ def test_async_in_a_loop_that_dies(paper):
     kept = []
 
     async def start():
-        kept.append(engine.submit(Request(prompt=ABC, max_tokens=300)))
+        kept.append(engine.submit(EngineRequest(prompt=ABC, max_tokens=300)))
         await anext(aiter(kept[0]))
 
     asyncio.run(start())
-    assert ids(engine.submit(Request(prompt=ABC, max_tokens=5))) == runner.alone(ABC, 5, Sampling())
+    assert ids(engine.submit(EngineRequest(prompt=ABC, max_tokens=5))) == runner.alone(ABC, 5, Sampling())
 
 
 def test_many_threads_at_once(paper):
@@ -298,7 +300,7 @@ def test_many_threads_at_once(paper):
         for _ in range(5):
             prompt = [draw.randrange(4) for _ in range(draw.randint(1, 12))]
             sampling = Sampling(temperature=1.0, seed=draw.randrange(9))
-            if ids(engine.submit(Request(prompt=prompt, max_tokens=6, sampling=sampling))) != runner.alone(
+            if ids(engine.submit(EngineRequest(prompt=prompt, max_tokens=6, sampling=sampling))) != runner.alone(
                 prompt, 6, sampling
             ):
                 failed.append(prompt)
@@ -317,7 +319,7 @@ def test_an_idle_engine_has_no_thread(paper):
     before = threading.active_count()
     engine = Engine(paper())
     assert threading.active_count() == before
-    list(engine.submit(Request(prompt=ABC, max_tokens=3)))
+    list(engine.submit(EngineRequest(prompt=ABC, max_tokens=3)))
     settle(engine)
     assert threading.active_count() == before
 
@@ -330,8 +332,8 @@ def test_close_lets_finish_or_cuts(paper):
 
     runner = Slow(context=2000, pages=600)
     engine = Engine(runner)
-    short = engine.submit(Request(prompt=ABC, max_tokens=5))
-    long = engine.submit(Request(prompt=[3, *ABC], max_tokens=1500))
+    short = engine.submit(EngineRequest(prompt=ABC, max_tokens=5))
+    long = engine.submit(EngineRequest(prompt=[3, *ABC], max_tokens=1500))
     engine.close(grace=0.1)
     assert ids(short) == runner.alone(ABC, 5, Sampling())
     found = ids(long)
@@ -339,7 +341,7 @@ def test_close_lets_finish_or_cuts(paper):
     assert found == runner.alone([3, *ABC], len(found), Sampling())
     assert engine.stats.memory_used == 0
     with pytest.raises(BusyError, match="closed"):
-        engine.submit(Request(prompt=ABC, max_tokens=5))
+        engine.submit(EngineRequest(prompt=ABC, max_tokens=5))
 
 
 def test_stats(paper):
@@ -349,7 +351,7 @@ def test_stats(paper):
             return super().step(chunks)
 
     engine = Engine(Slow(context=500, pages=100, page=4))
-    handle = engine.submit(Request(prompt=ABC, max_tokens=300, guess=False))
+    handle = engine.submit(EngineRequest(prompt=ABC, max_tokens=300, guess=False))
     waiting = iter(handle)
     for _ in range(20):
         next(waiting)

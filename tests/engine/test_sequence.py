@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from qkv.engine.sequence import Request, Sequence
+from qkv.engine.sequence import EngineRequest, Sequence
 from qkv.sample.tokens import Sampling
 
 ROWS = np.eye(8, dtype=np.float32)  # row i: token i is the likeliest
 
 
 def advance(guess, rows, **request):
-    request = Request(prompt=[1, 2], **{"max_tokens": 9} | request)
+    request = EngineRequest(prompt=[1, 2], **{"max_tokens": 9} | request)
     events = []
     sequence = Sequence(request, 0, request.sampler(0, 8), events.append)
     sequence.guess = guess
@@ -37,5 +37,5 @@ def test_the_end_comes_before_the_rest_of_the_guess():
 
 
 def test_every_answer_has_its_own_seed():
-    request = Request(prompt=[1], max_tokens=3, sampling=Sampling(temperature=1.0, seed=4), n=3)
+    request = EngineRequest(prompt=[1], max_tokens=3, sampling=Sampling(temperature=1.0, seed=4), n=3)
     assert [request.sampler(i, 8).sampling.seed for i in range(3)] == [4, 5, 6]

@@ -6,7 +6,7 @@ import pytest
 
 from qkv.engine.engine import Engine
 from qkv.engine.native_runner import NativeRunner
-from qkv.engine.sequence import Request
+from qkv.engine.sequence import EngineRequest
 from qkv.engine.torch_runner import TorchRunner
 from qkv.errors import QkvError
 from qkv.fetch.pull import find
@@ -32,7 +32,7 @@ def test_requests_at_once_equal_their_solo_runs(path, kind, count):
     draw = random.Random(0)
     beginning = [draw.randrange(1000, 40_000) for _ in range(200)]
     requests = [
-        Request(
+        EngineRequest(
             prompt=beginning[: draw.randint(0, 200)]
             + [draw.randrange(1000, 40_000) for _ in range(draw.randint(1, 40))],
             max_tokens=draw.randint(4, 24),

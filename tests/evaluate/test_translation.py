@@ -5,7 +5,7 @@ import pytest
 from qkv.data.parallel import Pair, write_pairs
 from qkv.errors import InputError
 from qkv.evaluate import translation
-from qkv.loaded.translator import Ready
+from qkv.loaded.translator import LoadedTranslator
 from qkv.text.bleu import score
 from qkv.text.moses import from_moses, to_moses
 
@@ -21,7 +21,9 @@ def paper(monkeypatch):
     """A translator that knows the first two."""
 
     def make(text):
-        ready = Ready(name="paper", model=None, pieces=None, source="en", target="de", text=text, search=None)
+        ready = LoadedTranslator(
+            name="paper", model=None, pieces=None, source="en", target="de", text=text, search=None
+        )
         known = dict(PAIRS[:2])
         monkeypatch.setattr(translation, "load_ready", lambda model: ready)
         lines = lambda sources, **options: (type("Line", (), {"text": known.get(s, "falsch")}) for s in sources)  # noqa: E731

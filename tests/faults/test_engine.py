@@ -16,7 +16,7 @@ import torch
 
 from qkv.engine.engine import Engine
 from qkv.engine.runner import Chunk
-from qkv.engine.sequence import Request
+from qkv.engine.sequence import EngineRequest
 from qkv.engine.torch_runner import TorchRunner
 from qkv.errors import BusyError, CheckpointError, GenerationError, InputError, QkvError
 from qkv.models.decoder import Decoder
@@ -54,7 +54,7 @@ class Wrapped:
         return self.inner.step(chunks)
 
 
-def alone(request: Request) -> list[int]:
+def alone(request: EngineRequest) -> list[int]:
     """A plain loop over the runner, without an engine."""
     sampler, ids = TokenSampler(request.sampling, request.prompt, VOCAB), list(request.prompt)
     start = 0
@@ -81,7 +81,7 @@ def test_numbers_out_of_range(field, value):
         return
     start = time.process_time()
     with pytest.raises(InputError, match=rf"{field}=|max_tokens=\d+ are \d+ tokens; this model reads at most 64"):
-        Engine(RUNNER).submit(Request(**{"prompt": [1, 2, 3], "max_tokens": 5, field: value}))
+        Engine(RUNNER).submit(EngineRequest(**{"prompt": [1, 2, 3], "max_tokens": 5, field: value}))
     assert time.process_time() - start < 0.05
 
 
@@ -89,7 +89,7 @@ def test_numbers_out_of_range(field, value):
 def test_prompts_that_cannot_be(prompt):
     start = time.process_time()
     with pytest.raises(InputError):
-        Engine(RUNNER).submit(Request(prompt=prompt, max_tokens=5))
+        Engine(RUNNER).submit(EngineRequest(prompt=prompt, max_tokens=5))
     assert time.process_time() - start < 0.05
 
 
@@ -97,13 +97,13 @@ def test_a_request_that_can_never_fit_names_both_numbers():
     runner = Wrapped()
     runner.pages = 2
     engine = Engine(runner)
-    list(engine.submit(Request(prompt=[1] * 16, max_tokens=17)))
+    list(engine.submit(EngineRequest(prompt=[1] * 16, max_tokens=17)))
     with pytest.raises(
         InputError, match=f"needs {3 * runner.page_bytes:,} bytes .* room for {2 * runner.page_bytes:,};"
     ):
-        engine.submit(Request(prompt=[1] * 16, max_tokens=18))
+        engine.submit(EngineRequest(prompt=[1] * 16, max_tokens=18))
     with pytest.raises(InputError, match="16 prompt tokens and max_tokens=49 are 65 tokens; .* at most 64"):
-        engine.submit(Request(prompt=[1] * 16, max_tokens=49))
+        engine.submit(EngineRequest(prompt=[1] * 16, max_tokens=49))
 
 
 def test_the_queue_is_bounded():
@@ -115,8 +115,8 @@ def test_the_queue_is_bounded():
             return super().step(chunks)
 
     engine = Engine(Gated(), slots=2, queue=5)
-    request = Request(prompt=[1, 2], max_tokens=3)
-    handles = [engine.submit(Request(prompt=[3], max_tokens=3, n=2))]
+    request = EngineRequest(prompt=[1, 2], max_tokens=3)
+    handles = [engine.submit(EngineRequest(prompt=[3], max_tokens=3, n=2))]
     while engine.stats.running < 2:
         time.sleep(0.001)
     handles += [engine.submit(request) for _ in range(5)]
@@ -156,14 +156,14 @@ def test_one_poisoned_request_fails_alone(runner, error, place):
     draw = random.Random(place)
     bias = {POISON: -100.0}
     requests = [
-        Request(
+        EngineRequest(
             prompt=[draw.randrange(POISON) for _ in range(draw.randint(1, 30))],
             max_tokens=12,
             sampling=Sampling(temperature=1.0, seed=i, logit_bias=bias),
         )
         for i in range(17)
     ]
-    poison = Request(prompt=[*requests[place].prompt, POISON, 1], max_tokens=12)
+    poison = EngineRequest(prompt=[*requests[place].prompt, POISON, 1], max_tokens=12)
     handles = [engine.submit(poison if i == place else request) for i, request in enumerate(requests)]
     for i, handle in enumerate(handles):
         if i == place:
@@ -193,12 +193,12 @@ def test_a_broken_constraint_fails_alone():
             raise KeyError(token)
 
     engine = Engine(RUNNER)
-    good = Request(prompt=[1, 2, 3], max_tokens=20)
+    good = EngineRequest(prompt=[1, 2, 3], max_tokens=20)
     handles = [engine.submit(good) for _ in range(3)]
     with pytest.raises(InputError, match="no token is left"):
-        list(engine.submit(Request(prompt=[1, 2, 3], max_tokens=20, constraint=Broken)))
+        list(engine.submit(EngineRequest(prompt=[1, 2, 3], max_tokens=20, constraint=Broken)))
     with pytest.raises(GenerationError, match="KeyError"):
-        list(engine.submit(Request(prompt=[1, 2, 3], max_tokens=20, constraint=Dies, n=3)))
+        list(engine.submit(EngineRequest(prompt=[1, 2, 3], max_tokens=20, constraint=Dies, n=3)))
     for handle in handles:
         assert [event.id for event in handle] == alone(good)
     settle(engine)
@@ -207,7 +207,7 @@ def test_a_broken_constraint_fails_alone():
 
 def test_the_engine_survives_its_own_bug(monkeypatch):
     engine = Engine(RUNNER)
-    request = Request(prompt=[1, 2, 3], max_tokens=20)
+    request = EngineRequest(prompt=[1, 2, 3], max_tokens=20)
     with monkeypatch.context() as patch:
         patch.setattr(engine._scheduler, "plan", lambda: 1 / 0)
         with pytest.raises(GenerationError, match="ZeroDivisionError"):
@@ -225,7 +225,7 @@ def test_a_thousand_requests_at_once_equal_their_solo_runs():
         prompt = draw.choice(beginnings)[: draw.randint(0, 36)] + [draw.randrange(VOCAB) for _ in range(3)]
         sampling = Sampling(temperature=draw.choice([0.0, 0.7, 1.5]), seed=seed, top_k=draw.choice([0, 5]))
         stops = frozenset({draw.randrange(VOCAB)})
-        request = Request(prompt=prompt, max_tokens=draw.randint(1, 5), sampling=sampling, stops=stops)
+        request = EngineRequest(prompt=prompt, max_tokens=draw.randint(1, 5), sampling=sampling, stops=stops)
         asked.append((request, engine.submit(request), draw.random() < 0.1))
     for number, (_, handle, cancel) in enumerate(asked):
         if cancel and number % 2:
@@ -248,7 +248,7 @@ def test_soak():
     threads = threading.active_count()
     for _ in range(10):
         kept = [
-            engine.submit(Request(prompt=[draw.choice([1, 2, POISON])] * draw.randint(1, 20), max_tokens=5))
+            engine.submit(EngineRequest(prompt=[draw.choice([1, 2, POISON])] * draw.randint(1, 20), max_tokens=5))
             for _ in range(20)
         ]
         for handle in kept:
@@ -267,7 +267,7 @@ SCRIPT = """
 import sys, time, signal, os, threading
 sys.path.insert(0, {tests!r})
 from qkv.engine.engine import Engine
-from qkv.engine.sequence import Request
+from qkv.engine.sequence import EngineRequest
 import numpy as np
 class Runner:
     vocab, context, page, pages, page_bytes = 9, 100_000, 16, 7000, 1
@@ -276,9 +276,9 @@ class Runner:
         return [np.eye(9, dtype=np.float32)[:1].repeat(c.wanted, 0) for c in chunks if c.wanted]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the suite runs in a shell's background
 engine = Engine(Runner())
-handle = engine.submit(Request(prompt=[1], max_tokens=90_000))
+handle = engine.submit(EngineRequest(prompt=[1], max_tokens=90_000))
 if sys.argv[1] == "exit":
-    next(iter(handle)); kept = engine.submit(Request(prompt=[1], max_tokens=90_000)); time.sleep(0.05)
+    next(iter(handle)); kept = engine.submit(EngineRequest(prompt=[1], max_tokens=90_000)); time.sleep(0.05)
 else:
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     found = 0
@@ -290,7 +290,7 @@ else:
         while engine._thread is not None:
             time.sleep(0.001)
         print("stopped", found > 0, time.monotonic() - start < 1)
-        print(len(list(engine.submit(Request(prompt=[1], max_tokens=3)))))
+        print(len(list(engine.submit(EngineRequest(prompt=[1], max_tokens=3)))))
 """
 
 
@@ -311,7 +311,7 @@ def test_a_fork_says_what_is_wrong():
     def child(pipe):
         engine.close()
         try:
-            engine.submit(Request(prompt=[1], max_tokens=2))
+            engine.submit(EngineRequest(prompt=[1], max_tokens=2))
         except InputError as error:
             pipe.send(str(error))
 

@@ -14,7 +14,7 @@ from qkv.index.passages import LONGEST, Passage, Skipped, read_lines, read_passa
 from qkv.index.vectors import VectorStore, key_of
 from qkv.tasks import search as module
 from qkv.tasks.embed import embed
-from qkv.tasks.search import Found, Progress, search, searching
+from qkv.tasks.search import Found, SearchProgress, search, searching
 
 TEXTS = ["a dog in a suit", "a red cat", "riding a horse on mars", "a blue fish", "dogs playing poker"]
 
@@ -149,7 +149,7 @@ def test_an_index_that_was_broken_off_goes_on(folder, model, home, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 2)
     events = searching("a cat", folder, model=model)
     seen = [next(events) for _ in range(3)]
-    assert seen == [Progress(0, 5), Progress(2, 5), Progress(4, 5)]
+    assert seen == [SearchProgress(0, 5), SearchProgress(2, 5), SearchProgress(4, 5)]
     events.close()
     assert search("a cat", folder, model=model).computed == 1
 

@@ -19,7 +19,7 @@ from qkv.errors import InputError, NotFoundError
 from qkv.pictures.files import find_pictures, picture_named
 from qkv.tasks import search_pictures as module
 from qkv.tasks.embed_clip import load_clip_embedder
-from qkv.tasks.search import Progress
+from qkv.tasks.search import SearchProgress
 from qkv.tasks.search_pictures import FoundPictures, save_sheet, search_pictures, searching_pictures
 
 COLOURS = ["red", "green", "blue", "white", "black", "teal", "orange"]
@@ -81,7 +81,12 @@ def test_nothing_is_computed_twice(folder, tiny_clip, home):
 def test_an_index_that_was_broken_off_goes_on(folder, tiny_clip, home, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 2)
     events = searching_pictures("a cat", folder, model=tiny_clip)
-    assert [next(events) for _ in range(4)] == [Progress(0, 7), Progress(2, 7), Progress(4, 7), Progress(6, 7)]
+    assert [next(events) for _ in range(4)] == [
+        SearchProgress(0, 7),
+        SearchProgress(2, 7),
+        SearchProgress(4, 7),
+        SearchProgress(6, 7),
+    ]
     events.close()
     assert search_pictures("a cat", folder, model=tiny_clip).computed == 1
 
