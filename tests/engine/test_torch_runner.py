@@ -20,6 +20,8 @@ FAMILIES = {
     "alibi": {"position": "alibi", "embed_norm": True, "heads": 3},
     "rotary": LLAMA | {"tied": False, "qk_norm": True},
     "parallel": {"position": "rotary", "rotary_dim": 4, "parallel": True},
+    "capped": {"position": "rotary", "norm": "rms_unit_offset", "post_norm": True, "windows": (20, None)}
+    | {"score_cap": 2.0, "logit_cap": 5.0, "scaled": True},
 }
 
 
