@@ -46,8 +46,10 @@ def find_dtype(dtype: object, device: torch.device) -> torch.dtype:
 def _natural(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    # mkldnn's own check is true wherever AVX-512 can emulate bfloat16, which is slower than float32.
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    # oneDNN's own check is true wherever AVX-512 can emulate bfloat16, which is slower than float32; and false where
+    # DNNL_MAX_CPU_ISA forbids what the processor has.
+    native = torch.cpu._is_avx512_bf16_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
 
 
 @contextmanager

@@ -56,7 +56,10 @@ def attend(
         bias = bias.to(q.dtype)
     if narrow_on_cpu and bias is None and T * S >= LONG:
         return _by_chunks(q, k, v, None, scale, None)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=True)
+    if min(FEW, S) > T and q.device.type == "cpu" and not torch.is_grad_enabled():
+        spare = (0, 0, 0, FEW - T)
+        q, bias = F.pad(q, spare), bias if bias is None or bias.shape[-2] == 1 else F.pad(bias, spare)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=True)[..., :T, :]
 
 
 def attention_weights(
@@ -97,6 +100,10 @@ def _causal_bias(bias: Tensor | None, T: int, S: int, device: torch.device) -> T
         return past
     return bias & past if bias.dtype is torch.bool else bias.masked_fill(~past, -torch.inf)
 
+
+# The bits of fewer queries than these, over more keys, hang on where in memory a thread's scores begin, and so on the
+# other sequences. 4 is measured for AVX2; 16 rows of anything end where AVX-512's 64 bytes do (docs/log.md).
+FEW = 16 if torch.cpu._is_avx512_supported() else 4
 
 # Where PyTorch's CPU kernel is slow in bf16: its backward pass, and many scores without a bias (docs/log.md). None of
 # its kernels caps scores.

@@ -15,26 +15,12 @@ both norms of a parallel block are one (GPT-J, Falcon, Phi).
 from collections.abc import Callable
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qkv.core.activation import ACTIVATIONS
 from qkv.core.attention import Attention, KeyValues, Memory, Rotary
 from qkv.core.dropout import dropout
 from qkv.errors import ConfigError, unknown
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x): the approximation that OpenAI's CLIP was trained with."""
-    return x * (1.702 * x).sigmoid()
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "quick_gelu": quick_gelu,
-    "silu": F.silu,
-}
 
 
 class FeedForward(nn.Module):

@@ -9,7 +9,7 @@ from typing import Literal
 
 from qkv.errors import ConfigError, unknown
 
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu")  # their functions: core/block.py
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu")  # their functions: core/activation.py
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Vectors on disk under the hash of what they are vectors of, so that nothing is computed twice.
+"""Vectors on disk under the hash of what they are vectors of, so that nothing is computed twice; and how near they are.
 
 Two files grow at their ends: `vectors`, then `keys`. Only rows with a key count, so a process that is killed in between
 leaves a tail that the next one writes over, and an index that was broken off goes on where it was. One process
@@ -27,6 +27,17 @@ KEY = 16  # bytes
 def key_of(content: bytes) -> bytes:
     """The key that a content is found by."""
     return hashlib.blake2b(content, digest_size=KEY).digest()
+
+
+def cosine(vectors: Vectors, query: Vectors) -> Vectors:
+    """How near each of (N, D) is to (D,): (N,)."""
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
+    return np.asarray(dot(vectors, query) / np.maximum(lengths, 1e-12), np.float32)
+
+
+def dot(vectors: Vectors, query: Vectors) -> Vectors:
+    """(N, D) and (D,) -> (N,). The bits of vectors @ query are others for another N."""
+    return np.asarray(np.einsum("nd,d->n", vectors, query), np.float32)
 
 
 def store_folder(model: str, stamp: str) -> Path:

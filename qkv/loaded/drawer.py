@@ -57,7 +57,7 @@ def load_drawer(name_or_folder: str | Path, where: Where) -> Drawer:
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Drawer:
     folder, model = Folder(path), load_latent_diffusion(path, dtype=dtype)
     model.text.to(device)
-    if can_pack(device, dtype):
+    if dtype is torch.bfloat16 and can_pack(device, dtype):  # in float32 a U-Net gains nothing (docs/log.md)
         pack(model.unet)
     else:
         model.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

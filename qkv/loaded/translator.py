@@ -17,6 +17,7 @@ from qkv.loaded.files import as_folder
 from qkv.loaded.memory import module_bytes
 from qkv.loaded.models import What
 from qkv.loaded.where import Where
+from qkv.models.packed import can_pack, pack
 from qkv.models.translator import Translator
 from qkv.sample.translation_beam import Search
 from qkv.text.moses import from_moses, to_moses
@@ -121,6 +122,8 @@ def _any(to: str | None) -> Path:
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedTranslator:
     folder = Folder(path)
     model = load_translator(folder, dtype=dtype).to(device)
+    if can_pack(device, dtype):
+        pack(model)
     pieces = read_pieces(*map(folder.bytes, FILES))
     if pieces.vocab != model.config.vocab:
         raise ConfigError(f"{path}: vocab.json has {pieces.vocab} tokens, the model {model.config.vocab}")

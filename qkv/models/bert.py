@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qkv.core.block import ACTIVATIONS
+from qkv.core.activation import ACTIVATIONS
 from qkv.core.position import LearnedPosition, token_positions
 from qkv.core.stack import Stack, StackConfig
 from qkv.errors import ConfigError, InputError

@@ -1,7 +1,12 @@
-"""Weights in the layout that the processor's kernels want, for drawing on a CPU.
+"""Weights in the layout that the processor's kernels want, for computing on a CPU.
 
 PyTorch keeps a weight in the order of its axes, and oneDNN lays it out anew in every call. Where pictures and batches
 are small that takes longer than the product itself (docs/log.md). `pack` does it once.
+
+It is also why a text's numbers do not depend on the other texts of its batch. PyTorch's product in float32 (MKL) has
+other bits for few rows than for many; oneDNN's has the same for any number from two on, on processors with AVX2 and
+later, and one row goes through it twice. Where nothing can be packed, on a GPU or in a precision that the processor
+does not compute, texts in a batch are equal to texts alone up to rounding.
 Left out: the fusing of activations into the kernels, which wins little and hides what is computed.
 """
 
@@ -10,12 +15,7 @@ from torch import Tensor, nn
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN is here and computes in `dtype`; in float32 PyTorch prefers other kernels, left as they are."""
-    return dtype is torch.bfloat16 and can_pack_head(device, dtype)
-
-
-def can_pack_head(device: torch.device, dtype: torch.dtype) -> bool:
-    """As `can_pack`, for a product of few rows with many columns, where oneDNN is the faster one in float32 too."""
+    """Whether oneDNN is here and computes in `dtype`."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return dtype is torch.float32 or (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -31,7 +31,8 @@ def pack(network: nn.Module) -> None:
         if isinstance(part, nn.Linear):
             setattr(network, name, PackedLinear(part.weight, part.bias))
         elif isinstance(part, nn.Conv2d):
-            setattr(network, name, PackedConv2d(part))
+            apart = part.kernel_size == part.stride != (1, 1)  # each pixel is read once
+            setattr(network, name, PackedPatches(part) if apart else PackedConv2d(part))
         else:
             pack(part)
 
@@ -45,7 +46,28 @@ class PackedLinear(nn.Module):
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.numel() == x.shape[-1]:  # one row: its bits may be others than among many
+            return self._product(x.reshape(1, -1).repeat(2, 1))[0].view(*x.shape[:-1], -1)
+        return self._product(x)
+
+    def _product(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class PackedPatches(nn.Module):
+    """(B, C, Y, X) -> (B, O, Y / P, X / P): a convolution whose windows lie side by side is a linear layer of each."""
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        super().__init__()
+        self.side = plain.stride
+        self.linear = PackedLinear(plain.weight.flatten(1), plain.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = self.side
+        y, x_ = x.shape[2] // height, x.shape[3] // width
+        patches = x[:, :, : y * height, : x_ * width].unflatten(3, (x_, width)).unflatten(2, (y, height))
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (B, y, x, C * P * P)
+        return self.linear(patches).permute(0, 3, 1, 2)
 
 
 class PackedConv2d(nn.Module):

@@ -12,6 +12,7 @@ tokens of all beams and is never reordered: which of them belong to a beam is a 
 another costs a row of booleans. Texts that are done leave the batch, an eighth of it at a time.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from qkv.core.cache import Cache
 from qkv.errors import InputError
-from qkv.models.packed import PackedLinear, can_pack_head
+from qkv.models.packed import PackedLinear, can_pack
 from qkv.models.translator import Translator
 from qkv.sample.beam import EarlyStopping
 
@@ -52,6 +53,13 @@ class Search:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InputError(f"max_tokens={self.max_tokens} is out of range; it must be at least 1")
 
+    def limits(self, mask: Tensor) -> Tensor:
+        """How many tokens (B,) each translation may have; the source texts are tokens where `mask` (B, S) is True."""
+        if self.max_tokens is None:
+            usual = 2 * mask.sum(1) + 50
+            return usual if self.longest is None else usual.clamp_max(self.longest)
+        return torch.full((len(mask),), self.max_tokens, device=mask.device)
+
     def divisor(self, length: int) -> float:
         """The number that the log-probability of a text of so many tokens is divided by."""
         base = (5 + length) / 6 if self.penalty == "paper" else length
@@ -77,18 +85,14 @@ def search_batch(
     `mask` (B, S) is True at tokens; `choose` is `chooser`'s.
     """
     config, N = model.config, search.beams
-    longest = search.max_tokens or min(2 * int(mask.sum(1).max()) + 50, search.longest or config.context)
-    longest = min(longest, config.context)
+    beams = _Beams(len(source), N, config.start, search.limits(mask).clamp_max(config.context))
+    longest = int(beams.limit.max())
     read = model.remember(model.encode(source, mask))
     cache = Cache(config.decoder.layers, longest * N)
-    beams = _Beams(len(source), N, config.start, source.device)
     for length in range(1, longest + 1):
         tokens = beams.tokens[..., -1]  # (B, N)
         states = model.grow(tokens, read, position=length - 1, seen=beams.seen, cache=cache)
-        choice = choose(states) if length < longest else _only(config.end, states)
-        beams.advance(*choice, config.end, search, length, longest)
-        if length == longest:
-            beams.done[:] = True
+        beams.advance(*_ending(choose(states), beams.limit == length, config.end), config.end, search, length)
         if int(beams.done.sum()) * 8 >= len(beams.done):
             yield from beams.results()
             rows = _running(beams.done)
@@ -107,17 +111,22 @@ def _running(done: Tensor) -> Tensor:
     return rows
 
 
-def _only(end: int, states: Tensor) -> Choice:
-    """The end as the one thing that may follow."""
-    sure = states.new_zeros((*states.shape[:-1], 1), dtype=torch.float32)
-    return sure, torch.full_like(sure, end, dtype=torch.long)
+def _ending(choice: Choice, last: Tensor, end: int) -> Choice:
+    """The same choice; but where `last` (B,) is True, the end is the one thing that may follow."""
+    if not bool(last.any()):
+        return choice
+    logprobs, tokens = choice[0].clone(), choice[1].clone()
+    logprobs[last], tokens[last] = -math.inf, end
+    logprobs[last, :, 0] = 0.0
+    return logprobs, tokens
 
 
 class _Beams:
-    """The running and the finished beams of B texts, N each."""
+    """The running and the finished beams of B texts, N each; `limit` (B,) is how many tokens each text may have."""
 
-    def __init__(self, B: int, N: int, start: int, device: torch.device) -> None:
-        self.number = torch.arange(B)
+    def __init__(self, B: int, N: int, start: int, limit: Tensor) -> None:
+        device = limit.device
+        self.limit, self.number = limit, torch.arange(B)
         self.tokens = torch.full((B, N, 1), start, device=device)  # (B, N, T)
         self.logprob = torch.full((B, N), NEVER, device=device)
         self.logprob[:, 0] = 0.0  # all are the same as yet: one goes on
@@ -125,7 +134,7 @@ class _Beams:
         self.finished: list[list[TranslationHypothesis]] = [[] for _ in range(B)]
         self.done = torch.zeros(B, dtype=torch.bool, device=device)
 
-    def advance(self, logprobs: Tensor, tokens: Tensor, end: int, search: Search, length: int, longest: int) -> None:
+    def advance(self, logprobs: Tensor, tokens: Tensor, end: int, search: Search, length: int) -> None:
         """Goes on by one of the `tokens` (B, N, C), whose `logprobs` are given."""
         N, C = tokens.shape[1:]
         total = (logprobs + self.logprob[..., None]).flatten(1)  # (B, N * C)
@@ -145,8 +154,9 @@ class _Beams:
         self.seen = torch.cat((seen, own), dim=-1)
         worst = [found[-1].score if len(found) == N else NEVER for found in self.finished]
         hopes = search.early_stopping == "never" and search.length_penalty > 0
-        best = self.logprob.amax(1) / search.divisor(longest if hopes else length)
-        self.done |= best <= torch.tensor(worst, device=best.device)
+        lengths = self.limit.tolist() if hopes else [length] * len(worst)
+        best = self.logprob.amax(1) / torch.tensor([search.divisor(each) for each in lengths], device=tokens.device)
+        self.done |= (best <= torch.tensor(worst, device=best.device)) | (self.limit == length)
         if search.early_stopping is True:
             self.done |= torch.tensor([len(found) == N for found in self.finished], device=best.device)
 
@@ -156,7 +166,7 @@ class _Beams:
             yield int(self.number[row]), self.finished[row]
 
     def keep(self, rows: Tensor) -> None:
-        self.number = self.number[rows.cpu()]
+        self.number, self.limit = self.number[rows.cpu()], self.limit[rows]
         self.tokens, self.logprob, self.seen = self.tokens[rows], self.logprob[rows], self.seen[rows]
         self.finished = [self.finished[row] for row in rows.tolist()]
         self.done = self.done[rows]
@@ -172,7 +182,7 @@ def chooser(model: Translator, search: Search) -> Callable[[Tensor], Choice]:
     """
     weight, bias = model.output
     narrowed = torch.is_autocast_enabled(weight.device.type)
-    packed = not narrowed and can_pack_head(weight.device, weight.dtype)
+    packed = not narrowed and can_pack(weight.device, weight.dtype)
     head = PackedLinear(weight, bias) if packed else model.logits
     banned = list(search.banned)
     rows, count = max(1, CHUNK // len(weight)), min(2 * search.beams, len(weight))
@@ -213,22 +223,37 @@ def likeliest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best, places.gather(1, chosen)
 
 
+WIDTH = 16  # texts are padded to a multiple of it
+
+
 def search_texts(
     model: Translator, texts: Sequence[Sequence[int]], search: Search, *, tokens: int = 16_384
 ) -> Iterator[tuple[int, list[TranslationHypothesis]]]:
-    """The translations of texts (ids with their end), the number of each before it, in batches of texts of about one
-    length: at most `tokens` of them, padding and beams counted."""
-    device = model.token.weight.device
+    """The translations of texts (ids with their end), the number of each before it, in batches of at most `tokens`,
+    padding and beams counted.
+
+    A text is padded to what its own length says, and goes with texts of that width: attention over another number of
+    keys, though masked, has other bits.
+    """
     choose = chooser(model, search)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    start = 0
-    while start < len(order):
-        width = len(texts[order[start]])
-        rows = order[start : start + max(1, tokens // (width * search.beams))]
-        source = torch.full((len(rows), width), model.config.pad)
-        for row, i in enumerate(rows):
-            source[row, : len(texts[i])] = torch.tensor(texts[i])
-        mask = torch.arange(width) < torch.tensor([len(texts[i]) for i in rows])[:, None]
-        for row, found in search_batch(model, source.to(device), mask.to(device), search, choose):
-            yield rows[row], found
-        start += len(rows)
+    for width, group in itertools.groupby(order, key=lambda i: _width(len(texts[i]), model.config.context)):
+        rest, most = list(group), max(1, tokens // (width * search.beams))
+        for rows in (rest[i : i + most] for i in range(0, len(rest), most)):
+            source, mask = _padded([texts[i] for i in rows], width, model.config.pad)
+            device = model.token.weight.device
+            for row, found in search_batch(model, source.to(device), mask.to(device), search, choose):
+                yield rows[row], found
+
+
+def _width(length: int, context: int) -> int:
+    """At most the context, which has an error of its own for what is longer."""
+    return max(length, min(-(-length // WIDTH) * WIDTH, context))
+
+
+def _padded(texts: Sequence[Sequence[int]], width: int, pad: int) -> tuple[Tensor, Tensor]:
+    """Texts (B, S) of ids, and where they are tokens."""
+    source = torch.full((len(texts), width), pad)
+    for row, text in zip(source, texts):
+        row[: len(text)] = torch.tensor(text)
+    return source, torch.arange(width) < torch.tensor([len(text) for text in texts])[:, None]

@@ -14,6 +14,7 @@ from PIL import Image
 
 from qkv import device as devices
 from qkv.errors import InputError, shorten
+from qkv.index.vectors import cosine
 from qkv.pictures.files import Opened, open_picture, upright
 from qkv.tasks.embed_clip import ClipEmbedder, load_clip_embedder
 
@@ -81,7 +82,8 @@ def check_labels(labels: Sequence[str]) -> None:
 
 def _classify(embedder: ClipEmbedder, opened: Opened, labels: Sequence[str]) -> Classified:
     read = embedder.embed_texts(labels)
-    scores = torch.from_numpy(read.vectors @ embedder.embed_pixels([embedder.see(opened.image)])[0]).double()  # (N,)
+    seen = embedder.embed_pixels([embedder.see(opened.image)])[0]
+    scores = torch.from_numpy(cosine(read.vectors, seen)).double()  # (N,)
     likely = F.log_softmax(embedder.scale * scores, dim=-1).exp()
     order = torch.argsort(-likely, stable=True).tolist()
     first = ("the picture is animated; only its first frame was looked at",) if opened.animated else ()

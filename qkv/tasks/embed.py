@@ -104,15 +104,12 @@ class Embedder:
         """The vectors of tokens that `read` gave, a batch at a time, the longest first."""
         unpooled = 0 if self.config.pools_prompt else len(self.tokenizer.encode(self.prompt(kind))) - 1
         device = self.bert.token.weight.device
-        order = sorted(range(len(read)), key=lambda row: -len(read[row]))
-        for length, group in itertools.groupby(order, key=lambda row: len(read[row])):
-            rows, most = list(group), max(1, BATCH // length)
-            for part in (rows[i : i + most] for i in range(0, len(rows), most)):
-                states = self.bert(torch.tensor([read[row] for row in part], device=device))  # (B, T, D)
-                mask = _behind(states, unpooled) if self.prompt(kind) else None
-                vectors = pool_states(states.float(), mask, self.config.pooling)  # (B, D)
-                vectors = F.normalize(vectors, dim=-1) if self.config.normalise else vectors
-                yield Embedded(part, vectors.cpu().numpy())
+        for rows in stacks([len(ids) for ids in read]):
+            states = self.bert(torch.tensor([read[row] for row in rows], device=device))  # (B, T, D)
+            mask = _behind(states, unpooled) if self.prompt(kind) else None
+            vectors = pool_states(states.float(), mask, self.config.pooling)  # (B, D)
+            vectors = F.normalize(vectors, dim=-1) if self.config.normalise else vectors
+            yield Embedded(rows, vectors.cpu().numpy())
 
     def embed(self, texts: Sequence[str], kind: Kind = "prefix") -> Embeddings:
         """All texts. InputError names an empty one."""
@@ -138,6 +135,14 @@ def _behind(states: torch.Tensor, unpooled: int) -> torch.Tensor | None:
         return None
     places = torch.arange(states.shape[1], device=states.device) >= min(unpooled, states.shape[1] - 1)
     return places.expand(len(states), -1)
+
+
+def stacks(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The numbers of texts that are computed at once: of one length, so that nothing is padding; the longest first."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    for length, group in itertools.groupby(order, key=lambda row: lengths[row]):
+        rows, most = list(group), max(1, BATCH // length)
+        yield from (rows[i : i + most] for i in range(0, len(rows), most))
 
 
 def embed(

@@ -29,8 +29,10 @@ from qkv.loaded.memory import module_bytes
 from qkv.loaded.models import What
 from qkv.loaded.where import Where
 from qkv.models.clip import CLIP
+from qkv.models.packed import can_pack, pack
 from qkv.models.preprocess import Preprocess
 from qkv.pictures.files import to_rgb
+from qkv.tasks.embed import stacks
 from qkv.text.tokenizer import Tokenizer
 from qkv.weights import open_clip
 from qkv.weights.clip import load_clip, unknown_keys
@@ -43,7 +45,6 @@ Pixels = npt.NDArray[np.float32]  # (3, Y, X), as the picture tower reads them
 SHIPPED, TEXTS = registry.ASSETS / "clip", registry.ASSETS / "emblem"
 WAY = 1  # from a file to what the tower reads; another number makes vectors that are kept be made again
 BATCH = 32  # pictures that are computed at once
-TEXT_BATCH = 256
 
 
 class Read(NamedTuple):
@@ -98,14 +99,14 @@ class ClipEmbedder:
             if not isinstance(text, str) or not text.strip():
                 what = "is empty" if isinstance(text, str) else f"is no text but {type(text).__name__}"
                 raise InputError(f"text {number} of {len(texts)} {what}; give texts with words in them")
-        made, cut = [np.empty((0, self.dim), np.float32)], 0
-        for start in range(0, len(texts), TEXT_BATCH):
-            rows = [self.tokenizer.encode(text) for text in texts[start : start + TEXT_BATCH]]
-            cut += sum(len(row) > self._room for row in rows)
-            ids = torch.from_numpy(self.tokenizer.rows(rows, self._room + 2))  # (B, T)
-            ids = ids.to(self._parameter.device)
-            made.append(self.clip.text.embed(ids).float().cpu().numpy())
-        return Read(_normed(np.concatenate(made)), cut)
+        read = [self.tokenizer.encode(text) for text in texts]
+        cut = sum(len(ids) > self._room for ids in read)
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        for rows in stacks([min(len(ids), self._room) + 2 for ids in read]):
+            ids = self.tokenizer.rows([read[row] for row in rows], self._room + 2)  # (B, T)
+            made = self.clip.text.embed(torch.from_numpy(ids).to(self._parameter.device))
+            vectors[rows] = made.float().cpu().numpy()
+        return Read(_normed(vectors), cut)
 
     @property
     def _room(self) -> int:
@@ -123,7 +124,7 @@ class ClipEmbedder:
 
     @property
     def _parameter(self) -> torch.Tensor:
-        return self.clip.vision.patch.weight
+        return self.clip.vision.first
 
 
 def _normed(vectors: Vectors) -> Vectors:
@@ -171,11 +172,14 @@ def _load(what: What, texts: Path | None, device: torch.device, dtype: torch.dty
         unknown = [*unknown_keys(folder.json(registry.CONFIG)), *unknown_preprocess_keys(folder)]
     if clip.vision.config.channels != 3:
         raise CheckpointError(f"{path} reads pictures of {clip.vision.config.channels} channels; they have 3 here")
+    clip = clip.to(device)
+    if can_pack(device, dtype):
+        pack(clip)
     tokenizer = Tokenizer.load(path if texts is None else texts / "tokenizer")
     _check_tokens(tokenizer, clip, path)
     return ClipEmbedder(
         name=path.name,
-        clip=clip.to(device),
+        clip=clip,
         tokenizer=tokenizer,
         preprocess=preprocess,
         stamp=f"{state}-{WAY}-{str(dtype).removeprefix('torch.')}",

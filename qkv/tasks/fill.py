@@ -22,6 +22,7 @@ from qkv.loaded.memory import module_bytes
 from qkv.loaded.models import What
 from qkv.loaded.where import Where
 from qkv.models.bert import MaskedBert
+from qkv.models.packed import can_pack, pack
 from qkv.text.bert import ROBERTA, BertTokenizer, Control
 from qkv.weights.bert import load_masked
 from qkv.weights.folder import Folder
@@ -151,6 +152,8 @@ def load_filler(
 
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Filler:
     bert = load_masked(Folder(path), dtype=dtype).to(device)
+    if can_pack(device, dtype):
+        pack(bert)
     tokenizer = BertTokenizer.load(path)
     if tokenizer.mask is None:
         raise CheckpointError(f"the tokenizer in {path} has no token for a mask; choose a model with one")

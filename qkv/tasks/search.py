@@ -13,7 +13,7 @@ import numpy as np
 from qkv import device as devices
 from qkv.errors import InputError, shorten
 from qkv.index.passages import Passage, Skipped, read_passages
-from qkv.index.vectors import VectorCache, key_of
+from qkv.index.vectors import VectorCache, cosine, dot, key_of
 from qkv.loaded.sentence import Similarity
 from qkv.tasks.embed import Embedder, Vectors, load_embedder
 
@@ -134,13 +134,7 @@ class _TextIndex:
 def similarity(vectors: Vectors, query: Vectors, name: Similarity) -> Vectors:
     """(N, D) and (D,) -> (N,), the greatest the nearest; a distance counts as its negative."""
     if name == "dot":
-        return np.asarray(vectors @ query, np.float32)
+        return dot(vectors, query)
     if name in ("euclidean", "manhattan"):
         return np.asarray(-np.linalg.norm(vectors - query, ord=1 if name == "manhattan" else 2, axis=1), np.float32)
     return cosine(vectors, query)
-
-
-def cosine(vectors: Vectors, query: Vectors) -> Vectors:
-    """(N, D) and (D,) -> (N,)."""
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
-    return np.asarray(vectors @ query / np.maximum(lengths, 1e-12), np.float32)

@@ -21,7 +21,7 @@ from qkv import device as devices
 from qkv.atomic import replacing
 from qkv.errors import InputError, shorten
 from qkv.index.passages import Skipped
-from qkv.index.vectors import VectorCache, Vectors, key_of
+from qkv.index.vectors import VectorCache, Vectors, cosine, key_of
 from qkv.pictures.files import (
     SHEET,
     Opened,
@@ -36,7 +36,7 @@ from qkv.pictures.files import (
 )
 from qkv.pictures.sheet import contact_sheet
 from qkv.tasks.embed_clip import ClipEmbedder, Pixels, load_clip_embedder
-from qkv.tasks.search import SearchProgress, check_query, cosine
+from qkv.tasks.search import SearchProgress, check_query
 
 CHUNK = 64  # pictures that are read, computed and kept at once: what an interruption costs at most
 SHOWN = 100  # pictures on a contact sheet

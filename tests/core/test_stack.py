@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from qkv.core.activation import ACTIVATIONS
 from qkv.core.attention import Attention
-from qkv.core.block import ACTIVATIONS, Block, FeedForward
+from qkv.core.block import Block, FeedForward
 from qkv.core.cache import Cache
 from qkv.core.record import record
 from qkv.core.stack import Stack, StackConfig

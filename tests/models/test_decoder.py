@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qkv.core.block import ACTIVATIONS
+from qkv.core.activation import ACTIVATIONS
 from qkv.core.stack_config import ACTIVATIONS as NAMES
 from qkv.errors import ConfigError, InputError
 from qkv.models.decoder import Decoder

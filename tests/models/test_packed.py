@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from qkv.models.packed import PackedConv2d, PackedLinear, can_pack, pack
+from qkv.models.packed import PackedConv2d, PackedLinear, PackedPatches, can_pack, pack
 from qkv.models.unet import UNet, UNetConfig
+
+pytestmark = pytest.mark.processor
 
 HERE = torch.device("cpu")
 ROUNDING = 2**-7  # of bfloat16
@@ -18,8 +20,26 @@ def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
 
 
-def test_float32_is_left_alone():
-    assert not can_pack(HERE, torch.float32)
+def test_one_row_has_the_bits_that_it_has_among_many():
+    plain, x = nn.Linear(384, 100), torch.randn(300, 384)
+    layer = PackedLinear(plain.weight, plain.bias)
+    with torch.no_grad():
+        all_rows = layer(x)
+        assert gap(all_rows, plain(x)) < 1e-6
+        for rows in (1, 2, 3, 15, 16, 17, 100):
+            assert torch.equal(layer(x[:rows]), all_rows[:rows])
+        assert torch.equal(layer(x[7]), all_rows[7])
+
+
+@pytest.mark.parametrize("size", [(16, 24), (19, 25)])
+def test_patches(size):
+    plain, x = nn.Conv2d(3, 20, 8, stride=8), torch.randn(2, 3, *size)
+    network = nn.Sequential(plain)
+    with torch.no_grad():
+        expected = plain(x)
+        pack(network)
+        assert gap(network(x), expected) < 1e-6
+    assert isinstance(network[0], PackedPatches)
 
 
 @needs_bfloat16

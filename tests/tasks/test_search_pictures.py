@@ -75,7 +75,8 @@ def test_nothing_is_computed_twice(folder, tiny_clip, home):
     scores = {hit.file.stem: hit.score for hit in again.hits}
     assert scores["moved"] == next(hit.score for hit in first.hits if hit.file.stem == "red")
     assert scores["copy"] == scores["green"]
-    assert search_pictures("a cat", folder, model=tiny_clip, dtype="float32").computed == 8  # other vectors
+    other = "bfloat16" if load_clip_embedder(tiny_clip).stamp.endswith("float32") else "float32"
+    assert search_pictures("a cat", folder, model=tiny_clip, dtype=other).computed == 8  # other vectors
 
 
 def test_an_index_that_was_broken_off_goes_on(folder, tiny_clip, home, monkeypatch):
