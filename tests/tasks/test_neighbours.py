@@ -31,8 +31,8 @@ from qkv.tasks.translate import translate, translating
 from qkv.text.pieces import learn_pieces
 from qkv.text.tokenizer import train_tokenizer
 from qkv.weights.clip import save_clip
-from qkv.weights.marian import save_translator
 from qkv.weights.preprocess import save_preprocess
+from qkv.weights.translator import save_translator
 
 pytestmark = pytest.mark.processor
 
