@@ -3,16 +3,22 @@
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple
 
 import typer
 
-from qkv.cli.shared import INTERRUPTED, Shared, named_file, verb
-from qkv.errors import InputError, OutputError
+from qkv.cli.pictures import SHEET, Place, slug
+from qkv.cli.shared import INTERRUPTED, Plain, Shared, named_file, verb
+from qkv.errors import InputError
 from qkv.textfiles import NotTextError, as_utf8
 
 CHUNK = 1 << 20  # bytes that are read at once at most
+
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Line(NamedTuple):
@@ -31,20 +37,21 @@ def translate(
     beams: Annotated[int | None, typer.Option(help="How many translations to search at once.")] = None,
     length_penalty: Annotated[float | None, typer.Option(help="Above 0: in favour of longer ones.")] = None,
     show_attention: Annotated[
-        Path | None, typer.Option("--show-attention", help="Draw into this .png which word came from which.")
-    ] = None,
+        bool, typer.Option("--show-attention", help="Also draw which word came from which.")
+    ] = False,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Where that goes: a .png file, or a folder.")] = None,
 ) -> None:
     """Translate a text, a file or standard input, line by line."""
     from qkv.device import threads
     from qkv.tasks.translate import translating
 
     bursts = read(text)
-    if show_attention is not None:
-        _check(show_attention, text)
+    place = _place(out, text) if show_attention or out is not None else None
+    if place is not None and not show_attention:
+        raise InputError("-o is where --show-attention draws; add that")
     options: dict[str, Any] = {"to": to, "model": model, "beams": beams, "length_penalty": length_penalty}
     places: dict[str, Any] = {"device": shared.device or "auto", "dtype": shared.dtype or "auto"}
     options["offline"] = shared.offline
-    drawn: dict[str, str] = {} if show_attention is None else {"attention": str(show_attention)}
     try:
         with threads(shared.threads):
             for burst in bursts:
@@ -53,11 +60,17 @@ def translate(
                     for warning in line.warnings:
                         print(f"qkv: warning: {warning}", file=sys.stderr)
                     score = None if math.isnan(line.score) else line.score
-                    values = {"source": line.source, "text": line.text, "score": score, "model": line.model}
+                    values: Plain = {"source": line.source, "text": line.text, "score": score, "model": line.model}
                     end = "\n" if sys.stdout.isatty() else ending
-                    shared.say(line.text, values | {"warnings": list(line.warnings)} | drawn, end=end)
-                    if show_attention is not None:
-                        _draw(show_attention, line.sentences, to=to, model=model, offline=shared.offline, **places)
+                    values["warnings"] = list(line.warnings)
+                    if place is not None:
+                        sheet = _draw(line.sentences, to=to, model=model, offline=shared.offline, **places)
+                        values["attention"] = str(
+                            place.write(place.named(f"{slug(text)}{SHEET}"), partial(_save, sheet))
+                        )
+                    shared.say(line.text, values, end=end)
+                    if place is not None and not shared.json:
+                        print(f"qkv: attention in {values['attention']}", file=sys.stderr)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
 
@@ -120,27 +133,31 @@ def _decoded(line: bytes, ending: str, number: int, where: str) -> Line:
     return Line(text.removesuffix("\r"), "\r" + ending if text.endswith("\r") else ending)
 
 
-def _check(picture: Path, text: str) -> None:
+def _place(out: str | None, text: str) -> Place:
     """Before any work. Raises InputError, OutputError."""
-    if picture.suffix.lower() != ".png" or not picture.parent.is_dir():
-        raise OutputError(f"cannot write {picture}: give a name that ends in .png, in a folder that is there")
     if text == "-" or "\n" in text or named_file(text):
         raise InputError("--show-attention draws one line; give it as text")
+    return Place(out)
 
 
-def _draw(picture: Path, sentences: tuple[tuple[str, str], ...], **options: Any) -> None:
-    from PIL import Image
+def _draw(sentences: tuple[tuple[str, str], ...], **options: Any) -> "Image":
+    from PIL.Image import new
 
-    from qkv.atomic import replacing
     from qkv.loaded.translator import load_ready
     from qkv.pictures.alignment import align, draw_alignment
 
     ready = load_ready(**options)
     drawn = [draw_alignment(align(ready, *pair)) for pair in sentences]
-    sheet = Image.new("RGB", (max(each.width for each in drawn), sum(each.height for each in drawn)), "white")
+    sheet = new("RGB", (max(each.width for each in drawn), sum(each.height for each in drawn)), "white")
     for i, each in enumerate(drawn):
         sheet.paste(each, (0, sum(other.height for other in drawn[:i])))
-    with replacing(picture) as file:
+    return sheet
+
+
+def _save(sheet: "Image", path: Path) -> None:
+    from qkv.atomic import replacing
+
+    with replacing(path) as file:
         sheet.save(file, format="PNG")
 
 

@@ -258,12 +258,14 @@ def test_ctrl_c_leaves_what_is_translated(folder, capsys, monkeypatch):
 
 
 def test_show_attention(folder, capsys, tmp_path):
-    options = ("--model", folder, "--show-attention", tmp_path / "a.png")
+    options = ("--model", folder, "--show-attention", "-o", tmp_path / "a.png")
     code, _, err = run(capsys, "Click the file. Click!", *options)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"qkv: attention in {tmp_path / 'a.png'}\n")
     assert Image.open(tmp_path / "a.png").height > 4 * 26
     _, out, _ = run(capsys, "Click.", *options, "--json")
     assert json.loads(out)["attention"] == str(tmp_path / "a.png")
+    _, out, _ = run(capsys, "Click.", *options[:3], "-o", tmp_path, "--json")
+    assert json.loads(out)["attention"] == str(tmp_path / "click.attention.png")
 
 
 @pytest.mark.parametrize(
@@ -273,8 +275,9 @@ def test_show_attention(folder, capsys, tmp_path):
         (["Click.", "--to", "xx"], "does not translate into 'xx'"),
         (["Click.", "--beams", "0"], "beams=0"),
         (["Click.", "--length-penalty", "nan"], "length_penalty"),
-        (["Click.", "--show-attention", "a.jpg"], "ends in .png"),
-        (["a\nb", "--show-attention", "a.png"], "draws one line"),
+        (["Click.", "--show-attention", "-o", "a.jpg"], "ends in .png"),
+        (["Click.", "-o", "a.png"], "-o is where --show-attention draws"),
+        (["a\nb", "--show-attention"], "draws one line"),
         (["{binary}"], "line 1"),
         (["{zero}"], "zero byte"),
         (["{long}"], "line 2 of"),
@@ -284,7 +287,7 @@ def test_show_attention(folder, capsys, tmp_path):
         (["{folder}"], "is a folder; name a file in it"),
         (["no-such-file.txt"], "there is no file 'no-such-file.txt'"),
         (["./nothing"], "there is no file './nothing'"),
-        (["x" * 300, "--show-attention", "none/a.png"], "in a folder that is there"),
+        (["x" * 300, "--show-attention", "-o", "none/a.png"], "there is no such folder"),
         (["Click.", "--threads", "0"], "threads=0"),
     ],
 )
