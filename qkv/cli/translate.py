@@ -65,9 +65,8 @@ def translate(
                     values["warnings"] = list(line.warnings)
                     if place is not None:
                         sheet = _draw(line.sentences, to=to, model=model, offline=shared.offline, **places)
-                        values["attention"] = str(
-                            place.write(place.named(f"{slug(text)}{SHEET}"), partial(_save, sheet))
-                        )
+                        file = place.named(f"{slug(text)}{SHEET}")
+                        values["attention"] = str(place.write(file, partial(_save, sheet)))
                     shared.say(line.text, values, end=end)
                     if place is not None and not shared.json:
                         print(f"qkv: attention in {values['attention']}", file=sys.stderr)
