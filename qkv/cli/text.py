@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qkv.writing.loop import Completion, Piece
 
 Lora = Annotated[Path | None, typer.Option(help="A folder with a LoRA adapter, to put into the model's weights.")]
+Memory = Annotated[str | None, typer.Option(help="For keys and values, such as 2G; a share of what is free.")]
 Model = Annotated[str | None, typer.Option(help="A name from `qkv models`, a folder, a .gguf file, or OWNER/NAME.")]
 
 # The fields of `Options` that can be asked for at the command line, how it spells some, and what some are there.
@@ -88,8 +89,10 @@ def chat(
     begin: Annotated[str | None, typer.Option(help="How the answer begins; the model goes on.")] = None,
     model: Model = None,
     lora: Lora = None,
+    memory: Memory = None,
 ) -> None:
     """Answer a question, or talk: with a prompt or piped input once, else until /exit."""
+    _pool(memory)
     from qkv.loaded.language import adapted
 
     if prompt is None and begin is None and sys.stdin.isatty():
@@ -116,6 +119,7 @@ def complete(
     shots: Annotated[Path | None, typer.Option(help='Lines of {"input": ..., "output": ...} to show before.')] = None,
     model: Model = None,
     lora: Lora = None,
+    memory: Memory = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before it.")] = False,
     heal: Annotated[bool, typer.Option("--heal", help="The prompt may end within a word.")] = False,
     code: Annotated[
@@ -123,6 +127,7 @@ def complete(
     ] = None,
 ) -> None:
     """Go on from a text, or complete code in a file."""
+    _pool(memory)
     from qkv.loaded.language import adapted
 
     if options.logprobs is not None and not shared.json:
@@ -147,6 +152,11 @@ def complete(
         prompt=given, options=options, suffix=suffix, shots=examples, echo=echo, heal=heal, code=code
     )
     _show(shared, completing(wish, adapted(model, lora), shared.where, offline=shared.offline))
+
+
+def _pool(memory: str | None) -> None:
+    if memory is not None:
+        os.environ["QKV_POOL"] = memory  # of this process, as the engine reads it
 
 
 def _file(text: str | None) -> Path | None:
