@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple
 
 import typer
 
-from qkv.cli.pictures import SHEET, Place, slug
+from qkv.cli.pictures import SHEET, Target, slug
 from qkv.cli.shared import INTERRUPTED, Plain, Shared, named_file, verb
 from qkv.errors import InputError
 from qkv.textfiles import NotTextError, as_utf8
@@ -132,11 +132,11 @@ def _decoded(line: bytes, ending: str, number: int, where: str) -> Line:
     return Line(text.removesuffix("\r"), "\r" + ending if text.endswith("\r") else ending)
 
 
-def _place(out: str | None, text: str) -> Place:
+def _place(out: str | None, text: str) -> Target:
     """Before any work. Raises InputError, OutputError."""
     if text == "-" or "\n" in text or named_file(text):
         raise InputError("--show-attention draws one line; give it as text")
-    return Place(out)
+    return Target(out)
 
 
 def _draw(sentences: tuple[tuple[str, str], ...], **options: Any) -> "Image":
