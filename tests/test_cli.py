@@ -357,7 +357,7 @@ def test_offline_reaches_what_could_use_the_network(qkv: Callable[..., Ran], mon
     assert (os.environ["HF_HUB_OFFLINE"], os.environ["NPM_CONFIG_OFFLINE"]) == ("1", "true")
 
 
-VERBS = ["draw", "chat", "complete", "pull", "export", "train", "models", "models rm", "eval few-shot"]
+VERBS = ["draw", "chat", "complete", "pull", "export", "train", "models", "models rm", "eval few-shot", "doctor"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from qkv.cli import evaluating, models, pictures, text, training, translate, understand, write
+from qkv.cli import doctor, evaluating, models, pictures, text, training, translate, understand, write
 from qkv.cli.doors import flush_or_shut, open_doors
 from qkv.cli.shared import INTERRUPTED, Shared, verb
 from qkv.errors import QkvError, shorten, unknown
@@ -46,6 +46,7 @@ app.command(cls=understand.LabelsCommand)(understand.classify)
 app.command()(models.pull)
 app.command()(models.export)
 app.command()(training.train)
+app.command()(doctor.doctor)
 app.add_typer(models_app, name="models", help="List the models that are here, or remove one.")
 models_app.callback(invoke_without_command=True)(models.models)
 models_app.command("rm")(models.models_rm)

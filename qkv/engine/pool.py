@@ -34,9 +34,9 @@ def pool_bytes(page_bytes: int, page: int, context: int, free: int) -> int:
     return min(max(free // 4, min(one, free // 2), page_bytes), TEXTS * one)
 
 
-def free_memory() -> int:
-    """Bytes that this process can still take of the machine's memory, about."""
-    return min(_free(), default=UNKNOWN)
+def free_memory(unknown: int = UNKNOWN) -> int:
+    """Bytes that this process can still take of the machine's memory, about; `unknown` if the system does not tell."""
+    return min(_free(), default=unknown)
 
 
 def _free() -> Iterator[int]:

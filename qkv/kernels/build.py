@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -57,9 +58,8 @@ def load(path: Path) -> ctypes.CDLL:
 
 def build(flags: Sequence[str] = FLAGS, *, folder: Path | None = None) -> Path:
     """The library's file, compiled unless it is there already. KernelError as `library`."""
-    compiler = _compiler()
-    folder = registry.home() / "kernels" if folder is None else folder
-    path = folder / f"{_hash(compiler, flags)}.so"
+    compiler, path = find_compiler(), library_path(flags, folder=folder)
+    folder = path.parent
     if path.is_file():
         return path
     try:
@@ -79,7 +79,37 @@ def build(flags: Sequence[str] = FLAGS, *, folder: Path | None = None) -> Path:
     return path
 
 
-def _compiler() -> Path:
+def library_path(flags: Sequence[str] = FLAGS, *, folder: Path | None = None) -> Path:
+    """The file that the library is kept in, there or not. KernelError without a compiler."""
+    folder = registry.home() / "kernels" if folder is None else folder
+    return folder / f"{_hash(find_compiler(), flags)}.so"
+
+
+def version() -> str:
+    """The compiler's own first line about itself. KernelError without one, or if it says nothing."""
+    return shorten(_ask("--version").partition("\n")[0])
+
+
+def instruction_sets() -> list[str]:
+    """Those that the sources ask for and the compiler uses here, as its macros name them. KernelError."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in sorted(SOURCES.glob("*.h")))
+    defined = set(re.findall(r"^#define (\w+)", _ask(*FLAGS, "-dM", "-E", "-x", "c++", os.devnull), re.MULTILINE))
+    return sorted(set(re.findall(r"\b__(?:AVX|AMX|ARM)\w+", sources)) & defined)
+
+
+def _ask(*arguments: str) -> str:
+    """What the compiler prints."""
+    command = [str(find_compiler()), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelError(f"{command[0]} does not answer: {shorten(str(error))}") from error
+    if done.returncode != 0 or not done.stdout:
+        raise KernelError(f"{command[0]} does not answer: {shorten(done.stderr)}")
+    return done.stdout
+
+
+def find_compiler() -> Path:
     """$CXX if it is set, else the first C++ compiler on the path."""
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     for name in wanted:

@@ -54,10 +54,15 @@ def load_drawer(name_or_folder: str | Path, where: Where) -> Drawer:
     return models.get(What("pictures", path), Where.of(device, dtype), lambda: _load(path, device, dtype))
 
 
+def packs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a U-Net is laid out for the processor: in float32 it gains nothing (docs/log.md)."""
+    return dtype is torch.bfloat16 and can_pack(device, dtype)
+
+
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Drawer:
     folder, model = Folder(path), load_latent_diffusion(path, dtype=dtype)
     model.text.to(device)
-    if dtype is torch.bfloat16 and can_pack(device, dtype):  # in float32 a U-Net gains nothing (docs/log.md)
+    if packs(device, dtype):
         pack(model.unet)
     else:
         model.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -22,6 +22,7 @@ from qkv.loaded import generation, models
 from qkv.loaded.generation import Generation, from_gguf
 from qkv.loaded.models import What
 from qkv.loaded.where import Where
+from qkv.machine import has_nvidia_driver
 from qkv.models.decoder_config import DecoderConfig
 from qkv.sample.constrain import Lexicon
 from qkv.sample.tokens import whole
@@ -178,7 +179,7 @@ def load_language(
         raise NotFoundError(f"there is no folder {shorten(str(lora))!r} with an adapter; name the one that PEFT wrote")
     where = Where(device=device, dtype=dtype, threads=threads)
     device, dtype, threads = where.device, where.dtype, where.threads
-    torch_device = "cuda" if device == "auto" and _has_gpu() else "cpu" if device == "auto" else device
+    torch_device = computing_device(device)
     what = What("text", path, () if lora is None else (lora,))
 
     def load() -> Language:
@@ -253,6 +254,16 @@ def _unknown(folder: "Folder") -> list[str]:
 _KERNELS = {"auto": None, "int8": "Q8_0", "int4": "Q4_1"}  # dtype: what matrices are made of, if not of what they are
 
 
+def needs_kernels(dtype: str) -> bool:
+    """Whether nothing else computes in it."""
+    return _KERNELS.get(dtype) is not None
+
+
+def on_kernels(device: str, dtype: str) -> bool:
+    """Whether the compiled kernels are asked first."""
+    return dtype in _KERNELS and device == "cpu"
+
+
 def _runner(
     read: Callable[[], tuple[DecoderConfig, Mapping[str, Blocks]]],
     load: Callable[["torch.dtype"], "Decoder"],
@@ -260,7 +271,7 @@ def _runner(
     dtype: str,
 ) -> tuple[Runner, tuple[str, ...]]:
     """On the compiled kernels what `read` gives, else in PyTorch what `load` gives; and warnings."""
-    if dtype not in _KERNELS or device != "cpu":
+    if not on_kernels(device, dtype):
         return _torch_runner(load, device, dtype), ()
     from qkv.engine.native_runner import NativeRunner
     from qkv.kernels.build import KernelError
@@ -275,14 +286,19 @@ def _runner(
         return NativeRunner(config, weights), ()
     except (KernelError, ConfigError) as error:
         reason = f"the compiled kernels do not run here: {shorten(str(error), 300)}"
-        if kind is not None:
+        if needs_kernels(dtype):
             raise ConfigError(f"dtype={dtype}: {reason}; leave dtype away") from error
         return _torch_runner(load, device, dtype), (f"slow: {reason}; PyTorch does",)
 
 
+def computing_device(device: str) -> str:
+    """Where a text is computed: auto is a GPU where there is one, else the processor."""
+    return device if device != "auto" else "cuda" if _has_gpu() else "cpu"
+
+
 def _has_gpu() -> bool:
     """Whether PyTorch has a GPU to compute on; it is imported only where there can be one."""
-    if not Path("/proc/driver/nvidia/version").exists():
+    if not has_nvidia_driver():
         return False
     import torch
 

@@ -87,10 +87,7 @@ def load_ready(
     """
     path = as_folder(find(model, offline=offline) if model is not None else _any(to)).absolute()
     torch_device = devices.find_device(device)
-    # Small matrices gain nothing from bfloat16 on a processor.
-    narrow = (
-        torch.float32 if dtype == "auto" and torch_device.type == "cpu" else devices.find_dtype(dtype, torch_device)
-    )
+    narrow = devices.find_small_dtype(dtype, torch_device)
     ready = models.get(
         What("translation", path), Where.of(torch_device, narrow), lambda: _load(path, torch_device, narrow)
     )

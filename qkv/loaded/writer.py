@@ -41,9 +41,7 @@ def load_writer(model: str | Path | None = None, *, where: Where = AUTO, offline
     """The model of that name or in that folder, or one that is here. NotFoundError, CheckpointError, ConfigError."""
     path = as_folder(find(model, offline=offline) if model is not None else _any()).absolute()
     place = devices.find_device(where.device)
-    # Small matrices gain nothing from bfloat16 on a processor.
-    plain = where.dtype == "auto" and place.type == "cpu"
-    dtype = torch.float32 if plain else devices.find_dtype(where.dtype, place)
+    dtype = devices.find_small_dtype(where.dtype, place)
     return models.get(What("writing", path), Where.of(place, dtype), lambda: _load(path, place, dtype))
 
 

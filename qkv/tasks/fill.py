@@ -144,10 +144,15 @@ def load_filler(
     """
     torch_device = devices.find_device(device)
     path = as_folder(find(model if model is not None else registry.DEFAULTS["fill"], offline=offline)).absolute()
-    precision = devices.find_dtype("float32" if dtype == "auto" else dtype, torch_device)
+    precision = find_precision(dtype, torch_device)
     return models.get(
         What("fill", path), Where.of(torch_device, precision), lambda: _load(path, torch_device, precision)
     )
+
+
+def find_precision(dtype: str, device: torch.device) -> torch.dtype:
+    """That of a dtype's name; auto is float32 on every device. InputError."""
+    return devices.find_dtype("float32" if dtype == "auto" else dtype, device)
 
 
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Filler:

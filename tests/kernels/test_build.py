@@ -60,7 +60,7 @@ def test_it_is_built_once_and_kept(tmp_path):
 
 @needs_compiler
 def test_another_processor_flag_or_source_is_another_library(monkeypatch):
-    compiler = build._compiler()
+    compiler = build.find_compiler()
     known = {build._hash(compiler, QUICK), build._hash(compiler, [*QUICK, "-DX"])}
     monkeypatch.setattr(build, "_processor", lambda: "flags: another")
     assert len(known | {build._hash(compiler, QUICK)}) == 3
