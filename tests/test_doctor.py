@@ -121,7 +121,7 @@ def test_pictures(tiny: Path, dtype: str) -> None:
     precision = str(next(model.vae.parameters()).dtype).removeprefix("torch.")
     way, _ = path("draw", Where(device="cpu", dtype=dtype))
     wanted = f"PyTorch, cpu, {precision}, U-Net {'packed' if packed else 'not packed'}"
-    assert way.removesuffix(", which pays in bfloat16 only") == wanted
+    assert way.removesuffix(": float32 gains nothing") == wanted
 
 
 def linears(network: torch.nn.Module) -> str:
@@ -153,6 +153,12 @@ def test_translations(dtype: str) -> None:
 def test_what_a_verb_would_refuse_is_its_reason() -> None:
     ways = [(row["path"], row["why"]) for row in report(Where(device="cuda")).paths]
     assert set(ways) == {("none", "device cuda: PyTorch finds no GPU here; use cpu or auto")}
+
+
+def test_threads_that_are_asked_for() -> None:
+    assert report().torch["threads"] == torch.get_num_threads()
+    assert report(Where(threads=7)).torch["threads"] == 7
+    assert "is not in 1..1024" in report(Where(threads=0)).torch["threads"]
 
 
 # It names nobody.

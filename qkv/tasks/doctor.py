@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]  # values that JSON knows
 
-NOT_PACKED = "U-Net not packed, which pays in bfloat16 only"
 PACKAGES = ("qkv", "torch", "numpy", "safetensors", "tokenizers")
 FOREIGN = (  # settings of libraries that change a path
     *("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
@@ -52,7 +51,7 @@ def examine(where: Where = AUTO, *, seconds: float = 1.0) -> Report:
         machine=_machine(seconds),
         kernels=_kernels(),
         versions={"python": platform.python_version(), **{name: _found(partial(version, name)) for name in PACKAGES}},
-        torch=_torch(),
+        torch=_torch(where),
         paths=[{"verbs": list(verbs), **_path(take, where)} for verbs, take in PATHS.items()],
         models=_found(_models),
         settings={name: shorten(os.environ[name], 200) for name in _settings()},
@@ -108,15 +107,19 @@ def _kernels() -> Facts:
     }
 
 
-def _torch() -> Facts:
+def _torch(where: Where) -> Facts:
     def facts() -> Facts:
         import torch
+
+        from qkv.device import check_threads
 
         return {
             "capability": _found(torch.backends.cpu.get_cpu_capability),
             "onednn": _found(torch.backends.mkldnn.is_available),
             "bfloat16": _found(torch.ops.mkldnn._is_mkldnn_bf16_supported),
-            "threads": _found(torch.get_num_threads),
+            "threads": _found(
+                lambda: torch.get_num_threads() if where.threads is None else check_threads(where.threads)
+            ),
         }
 
     found = _found(facts)
@@ -154,8 +157,14 @@ def _text(where: Where) -> Way:
 
 def _draw(where: Where) -> Way:
     from qkv.loaded.drawer import packs
+    from qkv.models.packed import can_pack
 
-    return _network(where, lambda *here: "U-Net packed" if packs(*here) else NOT_PACKED)
+    def layout(device: "torch.device", dtype: "torch.dtype") -> str:
+        if packs(device, dtype):
+            return "U-Net packed"
+        return "U-Net not packed" + (": float32 gains nothing" if can_pack(device, dtype) else "")
+
+    return _network(where, layout)
 
 
 def _packed(where: Where) -> Way:
