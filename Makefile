@@ -1,6 +1,7 @@
 # make draw PROMPT="a dog in a suit"    from a bare clone to a picture
 # make chat                             from a bare clone to a talk; with PROMPT="..." one answer
 # make test                             lint, types and the whole suite
+# make test-narrow                      what depends on the processor, as on one with AVX2 and no more
 #
 # PIP_ARGS goes to every pip call, for example an index of CPU-only wheels of PyTorch (README, Install).
 
@@ -8,7 +9,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
 export PROMPT
 
-.PHONY: draw chat test lint types suite slow gpu peers clean
+.PHONY: draw chat test test-narrow lint types suite slow gpu peers clean
 
 draw: .venv/installed
 	@.venv/bin/qkv draw "$${PROMPT:-a dog in a suit}"
@@ -18,6 +19,12 @@ chat: .venv/installed
 	@.venv/bin/qkv chat $${PROMPT:+"$$PROMPT"}
 
 test: lint types suite
+
+# Each variable narrows one library: PyTorch's own kernels, oneDNN, MKL, and the kernels that are compiled here.
+NARROW = ATEN_CPU_CAPABILITY=avx2 DNNL_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 QKV_MARCH=x86-64-v3
+
+test-narrow: .venv/installed-dev
+	$(NARROW) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 -m 'processor and not slow and not gpu'
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

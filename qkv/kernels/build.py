@@ -24,8 +24,9 @@ from qkv.errors import QkvError, shorten
 
 SOURCES = Path(__file__).parent
 MAIN = "step.cpp"
+MARCH = f"-march={os.environ.get('QKV_MARCH') or 'native'}"  # QKV_MARCH=x86-64-v3: as on a processor with AVX2
 # -ffp-contract=off: lanes.h says which operations are fused. -w: gcc warns about its own headers.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
+FLAGS = ("-std=c++17", "-O3", MARCH, "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
 TIMEOUT = 180  # seconds; it takes some 10
 
 

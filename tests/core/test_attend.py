@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from qkv.core import attention
 from qkv.core.attention import attend, attention_weights
 
+pytestmark = pytest.mark.processor
+
 PATHS = ["fused", "gradient", "long"]  # the last two are special only in bf16
 NEVER = torch.tensor(-torch.inf, dtype=torch.float64)
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2**-8}

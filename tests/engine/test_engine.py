@@ -16,6 +16,8 @@ from qkv.engine.sequence import EngineRequest
 from qkv.errors import BusyError, InputError
 from qkv.sample.tokens import Sampling
 
+pytestmark = pytest.mark.processor
+
 ABC = list(range(1, 13))
 
 

@@ -23,7 +23,10 @@ from qkv.models.decoder_config import DecoderConfig
 from qkv.weights.quantise import blocks, quantise
 from qkv.weights.quantised import Blocks, dequantise
 
-pytestmark = pytest.mark.skipif(build.available() is not None, reason=str(build.available()))
+pytestmark = [
+    pytest.mark.processor,
+    pytest.mark.skipif(build.available() is not None, reason=str(build.available())),
+]
 
 LLAMA = {
     "position": "rotary",

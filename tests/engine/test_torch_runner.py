@@ -14,6 +14,8 @@ from qkv.errors import ConfigError
 from qkv.models.decoder import Decoder
 from qkv.models.decoder_config import DecoderConfig
 
+pytestmark = pytest.mark.processor
+
 LLAMA = {"position": "rotary", "kv_heads": 2, "norm": "rms", "gated": True, "activation": "silu", "bias": False}
 FAMILIES = {
     "learned": {"position": "learned", "windows": (None, 20)},

@@ -9,6 +9,8 @@ import pytest
 
 from qkv.kernels import build
 
+pytestmark = pytest.mark.processor
+
 HERE = build.available()
 needs_compiler = pytest.mark.skipif(HERE is not None, reason=str(HERE))
 QUICK = ["-O0" if flag == "-O3" else flag for flag in build.FLAGS]
@@ -84,3 +86,11 @@ def test_a_chat_does_not_wait_for_torch():
     subprocess.run(
         [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(build.SOURCES.parents[1])}
     )
+
+
+@pytest.mark.parametrize(("said", "flag"), [("x86-64-v3", "-march=x86-64-v3"), ("", "-march=native")])
+def test_a_narrower_processor_may_be_asked_for(said, flag):
+    """QKV_MARCH is part of the flags, and so of the library's name."""
+    code = f"from qkv.kernels import build; assert {flag!r} in build.FLAGS, build.FLAGS"
+    environment = os.environ | {"PYTHONPATH": str(build.SOURCES.parents[1]), "QKV_MARCH": said}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

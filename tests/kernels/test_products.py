@@ -13,7 +13,10 @@ from qkv.models.decoder_config import DecoderConfig
 from qkv.weights.quantise import blocks
 from qkv.weights.quantised import KINDS, Blocks, dequantise
 
-pytestmark = pytest.mark.skipif(build.available() is not None, reason=str(build.available()))
+pytestmark = [
+    pytest.mark.processor,
+    pytest.mark.skipif(build.available() is not None, reason=str(build.available())),
+]
 
 DRAW = np.random.default_rng(0)
 DIM, VOCAB = 512, 75  # whole blocks of 256; rows that do not fill the last group of 16
@@ -121,7 +124,7 @@ def test_every_instruction_set_computes_the_same(path, tmp_path, monkeypatch):
         pytest.skip("this processor has no AVX-512")
     token, heads = random_blocks("F32"), [random_blocks(kind) for kind in library.KINDS]
     native = [rows(head_alone(head, token), 21) for head in heads]
-    flags = [{"-march=native": path, "-O3": "-O1"}.get(flag, flag) for flag in build.FLAGS]
+    flags = [{build.MARCH: path, "-O3": "-O1"}.get(flag, flag) for flag in build.FLAGS]
     other = build.load(build.build(flags, folder=tmp_path))
     monkeypatch.setattr(build, "library", lambda: other)
     for head, expected in zip(heads, native):

@@ -17,6 +17,8 @@ from qkv.tasks.draw import Progress, drawing
 from qkv.text.weighting import parse
 from qkv.weights.files import open_tensors, save_tensors
 
+pytestmark = pytest.mark.processor
+
 
 @pytest.fixture
 def draw(tiny: Path):

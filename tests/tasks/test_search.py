@@ -16,6 +16,8 @@ from qkv.tasks import search as module
 from qkv.tasks.embed import embed, load_embedder
 from qkv.tasks.search import Found, SearchProgress, search, searching
 
+pytestmark = pytest.mark.processor
+
 TEXTS = ["a dog in a suit", "a red cat", "riding a horse on mars", "a blue fish", "dogs playing poker"]
 
 

@@ -22,6 +22,8 @@ from qkv.tasks.embed_clip import load_clip_embedder
 from qkv.tasks.search import SearchProgress
 from qkv.tasks.search_pictures import FoundPictures, save_sheet, search_pictures, searching_pictures
 
+pytestmark = pytest.mark.processor
+
 COLOURS = ["red", "green", "blue", "white", "black", "teal", "orange"]
 
 
