@@ -14,7 +14,8 @@ from torch import Tensor
 from qkv.config import convert
 from qkv.errors import CheckpointError, ConfigError, shorten
 from qkv.models.bert import BertConfig
-from qkv.weights.configs import LAYERS, Keys
+from qkv.published import Keys
+from qkv.weights.configs import LAYERS
 from qkv.weights.family import Family, Published, drop_copies
 from qkv.weights.tables import Row, Table
 

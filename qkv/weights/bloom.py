@@ -3,7 +3,7 @@
 from typing import Any
 
 from qkv.models.decoder_config import DecoderConfig
-from qkv.weights.configs import Keys
+from qkv.published import Keys
 from qkv.weights.decoder_family import DecoderFamily, by_heads
 from qkv.weights.family import Published, whole
 from qkv.weights.tables import Row, Table

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from qkv.atomic import write_file
-from qkv.published import Keys as Keys
 
 # How transformers spells the shape of a stack, in every family that came after BERT.
 LAYERS = {

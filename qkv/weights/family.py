@@ -13,7 +13,8 @@ from torch import Tensor
 
 from qkv.config import build, convert
 from qkv.errors import CheckpointError, ConfigError, shorten
-from qkv.weights.configs import COMMON, Keys
+from qkv.published import Keys
+from qkv.weights.configs import COMMON
 from qkv.weights.tables import Table
 
 Published = Mapping[str, Any]  # a config.json

@@ -5,7 +5,7 @@ other layer a window."""
 from typing import Any
 
 from qkv.models.decoder_config import DecoderConfig
-from qkv.weights.configs import Keys
+from qkv.published import Keys
 from qkv.weights.decoder_family import ROTARY, DecoderFamily, layer_windows
 from qkv.weights.family import Published, whole
 from qkv.weights.llama import LLAMA_FIELDS, TABLE, VALUES, read_biased, write_biased

@@ -11,7 +11,7 @@ import torch
 
 from qkv.errors import ConfigError, shorten
 from qkv.models.decoder_config import DecoderConfig
-from qkv.weights.configs import Keys
+from qkv.published import Keys
 from qkv.weights.decoder_family import DecoderFamily, layer_windows
 from qkv.weights.family import Published, whole
 from qkv.weights.tables import Row, Table, Transform, fused, same, transposed

@@ -9,7 +9,7 @@ from typing import Any
 
 from qkv.config import convert
 from qkv.models.decoder_config import DecoderConfig
-from qkv.weights.configs import Keys
+from qkv.published import Keys
 from qkv.weights.decoder_family import FIELDS, ROTARY, DecoderFamily, layer_windows, read_rotary, write_rotary
 from qkv.weights.family import Published, whole
 from qkv.weights.tables import Table

@@ -13,7 +13,7 @@ from torch import Tensor
 from qkv.core.position import sinusoidal
 from qkv.errors import CheckpointError, ConfigError
 from qkv.models.translator_config import TranslatorConfig
-from qkv.weights.configs import Keys
+from qkv.published import Keys
 from qkv.weights.family import Family, Published, drop_copies
 from qkv.weights.tables import Row, Table, Transform
 

@@ -2,7 +2,7 @@
 attention and feed-forward read the same input, q, k and v are stacked by heads."""
 
 from qkv.models.decoder_config import DecoderConfig
-from qkv.weights.configs import Keys
+from qkv.published import Keys
 from qkv.weights.decoder_family import FIELDS, ROTARY, DecoderFamily, by_heads, read_rotary, write_rotary
 from qkv.weights.family import Published
 from qkv.weights.tables import Row, Table

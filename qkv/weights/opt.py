@@ -6,7 +6,7 @@ OPT-350m alone norms after each residual, has no last norm, and embeds in a narr
 from typing import Any
 
 from qkv.models.decoder_config import DecoderConfig
-from qkv.weights.configs import Keys
+from qkv.published import Keys
 from qkv.weights.decoder_family import DecoderFamily
 from qkv.weights.family import Published, whole
 from qkv.weights.tables import Row, Table

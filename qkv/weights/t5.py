@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qkv.config import convert
 from qkv.models.translator_config import TranslatorConfig
-from qkv.weights.configs import Keys
+from qkv.published import Keys
 from qkv.weights.family import Family, Published, drop_copies, same_numbers
 from qkv.weights.tables import Table
 

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from lab import cli
 from lab.emblem import dataset
 from lab.emblem.dataset import EmblemData
 from lab.measure import retrieval as clip
 from lab.measure.retrieval import LANGUAGES, clustered, measure, table
-from qkv import cli
 
 
 class Oracle:
