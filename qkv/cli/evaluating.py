@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from qkv.cli.shared import Shared, verb
-from qkv.cli.text import Model, warn
+from qkv.cli.shared import Shared, verb, warn
+from qkv.cli.text import Model
 from qkv.errors import InputError, shorten
 
 

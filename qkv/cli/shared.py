@@ -1,11 +1,12 @@
 """Options that every verb has, and how results are printed."""
 
+import dataclasses
 import inspect
 import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from qkv.textfiles import NotTextError, read_stream
 
 if TYPE_CHECKING:
     from qkv.loaded.where import Where
+    from qkv.writing.loop import Completion
 
 Plain = dict[str, Any]  # values that JSON knows
 INTERRUPTED = 130  # the exit code after Ctrl-C
@@ -100,3 +102,21 @@ def verb(run: Callable[..., None]) -> Callable[..., None]:
     call.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
     call.__annotations__ = {option.name: option.annotation for option in (*own, *shared)}
     return call
+
+
+def warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"qkv: warning: {warning}", file=sys.stderr)
+
+
+def values(completion: "Completion", text: Plain) -> Plain:
+    """A text and how it was written, for programs."""
+    read, written = completion.usage
+    return text | {
+        "model": completion.model,
+        "sampling": dataclasses.asdict(completion.sampling),
+        "max_tokens": completion.max_tokens,
+        "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
+        "warnings": list(completion.warnings),
+        "seconds": round(completion.seconds, 3),
+    }

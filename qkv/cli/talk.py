@@ -7,8 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qkv.cli.shared import Shared
-from qkv.cli.text import values, warn
+from qkv.cli.shared import Shared, values, warn
 from qkv.errors import InputError, OutputError, QkvError
 
 if TYPE_CHECKING:

@@ -4,13 +4,13 @@ import dataclasses
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qkv.cli.shared import INTERRUPTED, Plain, Shared, piped, verb
+from qkv.cli.shared import INTERRUPTED, Shared, piped, values, verb, warn
 from qkv.errors import InputError, shorten
 from qkv.textfiles import read_text
 from qkv.writing.options import Options
@@ -207,21 +207,3 @@ def _finish(shared: Shared, completion: "Completion", begun: bool) -> None:
         print(flush=True)
     for text in completion.texts[1:] if begun else completion.texts:
         print(text.text, flush=True)
-
-
-def warn(warnings: Iterable[str]) -> None:
-    for warning in warnings:
-        print(f"qkv: warning: {warning}", file=sys.stderr)
-
-
-def values(completion: "Completion", text: Plain) -> Plain:
-    """A text and how it was written, for programs."""
-    read, written = completion.usage
-    return text | {
-        "model": completion.model,
-        "sampling": dataclasses.asdict(completion.sampling),
-        "max_tokens": completion.max_tokens,
-        "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
-        "warnings": list(completion.warnings),
-        "seconds": round(completion.seconds, 3),
-    }

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qkv.cli.pictures import Target, slug
-from qkv.cli.shared import Shared, named_file, piped, verb
-from qkv.cli.text import Model, warn
+from qkv.cli.shared import Shared, named_file, piped, verb, warn
+from qkv.cli.text import Model
 from qkv.errors import InputError, shorten
 from qkv.progress import Bar, track
 from qkv.textfiles import lines as split
