@@ -117,10 +117,11 @@ def _scalar(value: Any) -> Any:
 
 
 def make_plain(request: Any) -> None:
-    """Makes the fields of a frozen dataclass plain, and None the default where None means nothing else."""
+    """Makes the fields of a frozen dataclass plain, and None the default, unless None is one of the field's values."""
     for field in dataclasses.fields(request):
         value = plain(getattr(request, field.name))
-        if value is None and field.default is not dataclasses.MISSING:
+        optional = types.NoneType in typing.get_args(field.type)
+        if value is None and not optional and field.default is not dataclasses.MISSING:
             value = field.default
         object.__setattr__(request, field.name, value)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qkv.cli.pictures import SHEET, Place, changed
+from qkv.cli.pictures import SHEET, Target, changed
 from qkv.errors import OutputError
 from qkv.pictures.picture import Picture, Settings
 
@@ -35,14 +35,14 @@ def picture(number: int = 0) -> Picture:
 
 
 def test_a_name_is_taken_when_it_is_given(tmp_path: Path) -> None:
-    place = Place(f"{tmp_path}/g/")
+    place = Target(f"{tmp_path}/g/")
     names = [place.of(picture(), 0, 1).name for _ in range(3)]
     assert names == ["a-red-apple-1.png", "a-red-apple-1-1.png", "a-red-apple-1-2.png"]
 
 
 def test_until_it_is_written_there_is_no_file(tmp_path: Path) -> None:
     """Who looks on sees a whole picture or none."""
-    place = Place(str(tmp_path))
+    place = Target(str(tmp_path))
     path = place.of(picture(), 0, 1)
     assert list(tmp_path.glob("[!.]*")) == []
     place.write(path, picture().save)
@@ -51,12 +51,12 @@ def test_until_it_is_written_there_is_no_file(tmp_path: Path) -> None:
 
 def test_a_heat_map_s_name_is_its_picture_s(tmp_path: Path) -> None:
     (tmp_path / f"a-red-apple-1{SHEET}").write_bytes(b"")
-    assert Place(str(tmp_path)).of(picture(), 0, 1).name == "a-red-apple-1-1.png"
+    assert Target(str(tmp_path)).of(picture(), 0, 1).name == "a-red-apple-1-1.png"
 
 
 def test_threads_leave_a_picture_each(tmp_path: Path) -> None:
     def run(number: int) -> Path:
-        place = Place(str(tmp_path))
+        place = Target(str(tmp_path))
         return place.write(place.of(picture(), 0, 1), picture(number).save)
 
     with ThreadPoolExecutor(16) as pool:
@@ -81,7 +81,7 @@ def test_processes_leave_a_picture_each(tiny: Path, tmp_path: Path) -> None:
 def test_a_name_that_is_given_is_replaced(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     for number in (1, 2):
-        place = Place(str(file))
+        place = Target(str(file))
         assert place.write(place.of(picture(), 0, 1), picture(number).save) == file
     assert Image.open(file).getpixel((0, 0)) == (2, 0, 0)
     assert os.listdir(tmp_path) == ["a.png"]
@@ -91,13 +91,13 @@ def test_what_fails_leaves_no_name(tmp_path: Path) -> None:
     def fail(path: Path) -> None:
         raise OutputError("the disk is full")
 
-    place = Place(str(tmp_path))
+    place = Target(str(tmp_path))
     with pytest.raises(OutputError):
         place.write(place.of(picture(), 0, 1), fail)
     assert os.listdir(tmp_path) == []
     (tmp_path / "kept.png").write_bytes(b"mine")
     with pytest.raises(OutputError):
-        Place(str(tmp_path / "kept.png")).write(tmp_path / "kept.png", fail)
+        Target(str(tmp_path / "kept.png")).write(tmp_path / "kept.png", fail)
     assert (tmp_path / "kept.png").read_bytes() == b"mine"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qkv import textfiles
-from qkv.cli.text import _schema
+from qkv.cli.text import MAX_SCHEMA
 from qkv.cli.translate import read as read_to_translate
 from qkv.config import read_toml
 from qkv.data.parallel import read_pairs
@@ -51,7 +51,11 @@ READERS = {  # file: what it holds, who reads it, what is read
     "shots.jsonl": (LINE + "\r\n", shots, TEXT),
     "talk.jsonl": (TALK + "\n", conversation, TEXT),
     "recipe.toml": (f'text = "{TEXT}"\n', lambda path: read_toml(path)["text"], TEXT),
-    "schema.json": ('{"type": "string"}', lambda path: json.loads(_schema(path)), {"type": "string"}),
+    "schema.json": (
+        '{"type": "string"}',
+        lambda path: json.loads(read_text(path, limit=MAX_SCHEMA)),
+        {"type": "string"},
+    ),
     "text.txt": (TEXT, read_texts, [TEXT]),
     "lines.jsonl": (json.dumps({"text": TEXT}, ensure_ascii=False) + "\n", read_lines, [TEXT]),
     "lines.txt": (f"{TEXT}\r\nb\r\n", read_lines, [TEXT, "b"]),

@@ -78,6 +78,7 @@ def test_merging_computes_the_same(chat_model: Path) -> None:
     torch.testing.assert_close(decoder(IDS), before, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()  # in training, activations are PyTorch's own, which have other bits
 def test_the_base_is_there_as_it_was(chat_model: Path) -> None:
     decoder = load_decoder(Folder(chat_model))
     before = decoder(IDS)
@@ -99,6 +100,7 @@ def test_peft_reads_ours(chat_model: Path, tmp_path: Path) -> None:
     assert (theirs(IDS).logits - without).abs().max() > 0.1
 
 
+@torch.no_grad()
 def test_what_is_saved_is_what_is_merged(chat_model: Path, tmp_path: Path) -> None:
     decoder = corrected(load_decoder(Folder(chat_model)))
     save_adapter(decoder, tmp_path / "adapter", base="tiny")
