@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from qkv.atomic import write_file
 from qkv.config import as_dict
+from qkv.device import find_dtype
 from qkv.errors import CheckpointError, ConfigError, InputError, MissingDependencyError, QkvError, shorten
 from qkv.train import checkpoint, curve
 from qkv.train.batch import parts, rows, to_device
@@ -57,7 +58,8 @@ class FitConfig:
     """How long and how to train; `minutes` ends this invocation (with a checkpoint), not the run.
 
     `accumulate` takes a step's batch in so many parts, one after the other, to need less memory: the same gradient,
-    but for objectives that compare the examples of a batch with one another.
+    but for objectives that compare the examples of a batch with one another. `dtype` bf16 is for devices that compute
+    it natively; others compute in fp32 and say so, since emulating it takes many times as long.
     """
 
     steps: int
@@ -190,6 +192,7 @@ class _Run(Generic[Model]):
         self.average = copy.deepcopy(model, shared).eval().requires_grad_(False)
         self.optimizers = optimizers(model, config.optim)
         self.device = next(model.parameters()).device
+        self.narrow = config.dtype == "bf16" and find_dtype("auto", self.device) is torch.bfloat16
         self.machine = {"torch": torch.__version__, "device": self.device.type, "threads": torch.get_num_threads()}
         self.metrics = folder / "metrics.jsonl"
         self.step, self.history = 0, _History()
@@ -209,6 +212,8 @@ class _Run(Generic[Model]):
             self._restore(saved, unchanged=ours)
         budget = self.config.minutes * 60 if self.config.minutes else math.inf
         self.meter = Meter(self.step, self.config.steps, budget, self.progress)
+        if self.config.dtype == "bf16" and not self.narrow:
+            self.meter.say(f"warning: this {self.device.type} has no bf16 of its own; computing in fp32")
         if saved:
             self.meter.say(f"resumed from {saved.path}")
             if saved.facts["machine"] != self.machine:
@@ -350,7 +355,7 @@ class _Run(Generic[Model]):
             self.meter.say(f"no loss.png: {error}")
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.dtype == "bf16")
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.narrow)
 
 
 def _flatten(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from qkv.errors import CheckpointError, ConfigError, InputError, MissingDependencyError
-from qkv.train import curve
+from qkv.train import curve, loop
 from qkv.train.batch import rows, to_device
 from qkv.train.checkpoint import load
 from qkv.train.loop import FitConfig, Loss, Result, fit
@@ -59,13 +59,18 @@ def denoise(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generat
 
 
 def train(
-    folder: Path, steps: int, model: nn.Module | None = None, resume: bool | Path = False, **options: object
+    folder: Path,
+    steps: int,
+    model: nn.Module | None = None,
+    resume: bool | Path = False,
+    progress: bool = False,
+    **options: object,
 ) -> Result:
     hooks = {key: options.pop(key) for key in ("samples", "validate", "recipe") if key in options}
     given = {"dtype": "fp32", "optim": FAST, "log_every": 3, "save_every": 4, "sample_every": 1000, **options}
     config = FitConfig(steps=steps, **given)  # type: ignore[arg-type]
     model = model or toy()
-    return fit(model, batches, denoise, config, folder, resume=resume, progress=False, **hooks)  # type: ignore[arg-type]
+    return fit(model, batches, denoise, config, folder, resume=resume, progress=progress, **hooks)  # type: ignore[arg-type]
 
 
 def records(folder: Path) -> list[dict[str, float]]:
@@ -94,6 +99,19 @@ def test_resume_is_bit_equal(tmp_path: Path, dtype: str) -> None:
     result = train(tmp_path / "halves", 20, resume=True, dtype=dtype)
     assert result.steps == 20
     assert_same_run(tmp_path / "whole", tmp_path / "halves")
+
+
+@pytest.mark.parametrize("native", [torch.bfloat16, torch.float32])
+def test_bf16_is_for_processors_that_have_it(
+    native: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Elsewhere the run computes in fp32, and says so."""
+    monkeypatch.setattr(loop, "find_dtype", lambda dtype, device: native)
+    run = train(tmp_path / "bf16", 5, dtype="bf16", progress=True)
+    plain = train(tmp_path / "fp32", 5)
+    same = torch.equal(run.model.state_dict()["0.weight"], plain.model.state_dict()["0.weight"])
+    assert same == (native is torch.float32)
+    assert ("no bf16 of its own" in capsys.readouterr().err) == (native is torch.float32)
 
 
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
