@@ -4,8 +4,8 @@
 
 Claims: a picture, 20 steps with guidance, takes at least 1.5 times less time when warm and 3 times less from the
 start of the process to the PNG on the disk, with at most half the memory above a bare `import torch`. Ours computes in
-its default precision; the peer is the better one of diffusers in float32 and in bfloat16. The quality gate: our
-default is 35 dB from our own float32 picture over 20 prompts (the median), and never below 25.
+its default precision; the peer is the better one of diffusers in float32 and, where the processor has it, in bfloat16.
+The quality gate: our default is 35 dB from our own float32 picture over 20 prompts (the median), and never below 25.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from measure import (
 )
 
 import qkv
+from qkv.device import find_dtype
 from qkv.registry import ASSETS
 
 PROMPTS = [
@@ -57,7 +58,7 @@ PROMPTS = [
     "a house with a garden",
     "a crescent moon at night",
 ]
-OURS, THEIRS = "qkv", ("diffusers float32", "diffusers bfloat16")
+OURS = "qkv"
 AIMS = {"warm": 1.5, "start": 3.0, "memory": 2.0, "median_db": 35.0, "lowest_db": 25.0}
 
 # The least that a user of diffusers would write; also the text of the peer's process.
@@ -123,19 +124,28 @@ def pixels(number: int) -> bytes:
 # Here.
 
 
-def warm(folder: str, threads: int, options: dict[str, Any], rounds: int) -> tuple[str, dict[str, list[float]]]:
-    """Our default precision, and the seconds a picture of all three."""
+def precisions() -> list[str]:
+    """The peer's; bfloat16 only where the processor has it: emulated it is several times slower than float32."""
+    import torch
+
+    return ["float32", "bfloat16"] if find_dtype("auto", torch.device("cpu")) == torch.bfloat16 else ["float32"]
+
+
+def warm(
+    folder: str, peers: Sequence[str], threads: int, options: dict[str, Any], rounds: int
+) -> tuple[str, dict[str, list[float]]]:
+    """Our default precision, and the seconds a picture of each."""
     with ExitStack() as stack:
-        pools = {name: stack.enter_context(worker()) for name in (OURS, *THEIRS)}
+        pools = {name: stack.enter_context(worker()) for name in (OURS, *peers)}
         dtype: str = pools[OURS].submit(open_ours, folder, "auto", threads, options).result()
-        for name in THEIRS:
+        for name in peers:
             pools[name].submit(open_diffusers, folder, name.split()[1], threads, options).result()
         turns = {name: lambda pool=pool: pool.submit(seconds).result() for name, pool in pools.items()}
         return dtype, take_turns(turns, rounds)
 
 
 def whole(
-    folder: str, threads: int, options: dict[str, Any], rounds: int
+    folder: str, peers: Sequence[str], threads: int, options: dict[str, Any], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds and peak memory above a bare `import torch`, in MiB, of whole processes that leave a PNG."""
     with tempfile.TemporaryDirectory() as place:
@@ -146,7 +156,7 @@ def whole(
         ours = [command, "draw", given[0], "--seed", given[1], "-o", path, "--model", folder]
         ours += ["--steps", steps, "--guidance", guidance, "--threads", str(threads)]
         commands: dict[str, Sequence[str]] = {OURS: ours}
-        for name in THEIRS:
+        for name in peers:
             commands[name] = [
                 sys.executable,
                 "-c",
@@ -202,26 +212,32 @@ def main() -> None:
 
     prepare(asked.threads)
     on = machine(asked.threads, "qkv", "torch", "diffusers", "transformers")
-    dtype, warms = warm(folder, asked.threads, options, asked.rounds)
-    starts, memory = whole(folder, asked.threads, options, asked.rounds)
-    decibel = spread(decibels(folder, asked.threads, options, asked.prompts))
+    peers = [f"diffusers {dtype}" for dtype in precisions()]
+    dtype, warms = warm(folder, peers, asked.threads, options, asked.rounds)
+    starts, memory = whole(folder, peers, asked.threads, options, asked.rounds)
+    decibel = None if dtype == "float32" else spread(decibels(folder, asked.threads, options, asked.prompts))
 
     rows: list[list[object]] = []
     results: dict[str, Any] = {}
     measures = {"warm": (warms, "a picture, warm: s"), "start": (starts, "process start to PNG: s")}
     measures["memory"] = (memory, "peak above `import torch`: MiB")
     for key, (found, title) in measures.items():
-        better = min(THEIRS, key=lambda name: spread(found[name]).median)
+        better = min(peers, key=lambda name: spread(found[name]).median)
         gain = ratios(found[better], found[OURS])
         met = "met" if gain.median >= AIMS[key] else "missed"
-        rows.append([title, *(spread(found[name]) for name in (OURS, *THEIRS)), f"{gain} x", f"{AIMS[key]:g} x: {met}"])
+        rows.append([title, *(spread(found[name]) for name in (OURS, *peers)), f"{gain} x", f"{AIMS[key]:g} x: {met}"])
         results[key] = {"measured": found, "peer": better, "ratio": gain._asdict(), "aim": AIMS[key]}
-    good = decibel.median >= AIMS["median_db"] and decibel.low >= AIMS["lowest_db"]
-    quality = f"PSNR of {dtype} to float32, {asked.prompts} prompts: {decibel} dB; "
-    quality += f"aim: median {AIMS['median_db']:g}, none below {AIMS['lowest_db']:g}: {'met' if good else 'missed'}."
-    results |= {"machine": on, "options": options, "dtype": dtype, "psnr": decibel._asdict()}
+    results |= {"machine": on, "options": options, "dtype": dtype}
+    quality = "Ours computed in float32 too, so there is no loss of precision to measure."
+    if decibel:
+        good = decibel.median >= AIMS["median_db"] and decibel.low >= AIMS["lowest_db"]
+        quality = f"PSNR of {dtype} to float32, {asked.prompts} prompts: {decibel} dB; "
+        quality += (
+            f"aim: median {AIMS['median_db']:g}, none below {AIMS['lowest_db']:g}: {'met' if good else 'missed'}."
+        )
+        results["psnr"] = decibel._asdict()
     title = f"{asked.steps} steps, guidance {guidance:g}"
-    head = [title, f"{OURS} {dtype}", *THEIRS, "better by", "aim"]
+    head = [title, f"{OURS} {dtype}", *peers, "better by", "aim"]
     report(results, [table(head, rows), quality], as_json=asked.json)
 
 
