@@ -33,7 +33,6 @@ from measure import (
 )
 
 import qkv
-from qkv.device import find_dtype
 from qkv.registry import ASSETS
 
 PROMPTS = [
@@ -96,6 +95,15 @@ def open_ours(folder: str, dtype: str, threads: int, options: dict[str, Any]) ->
     return str(ready[0].settings.dtype)
 
 
+def precisions() -> list[str]:
+    """The peer's; bfloat16 only where the processor has it: emulated it is several times slower than float32."""
+    import torch
+
+    from qkv.device import find_dtype
+
+    return ["float32", "bfloat16"] if find_dtype("auto", torch.device("cpu")) == torch.bfloat16 else ["float32"]
+
+
 def open_diffusers(folder: str, dtype: str, threads: int, options: dict[str, Any]) -> None:
     global _draw
     import torch
@@ -122,13 +130,6 @@ def pixels(number: int) -> bytes:
 
 
 # Here.
-
-
-def precisions() -> list[str]:
-    """The peer's; bfloat16 only where the processor has it: emulated it is several times slower than float32."""
-    import torch
-
-    return ["float32", "bfloat16"] if find_dtype("auto", torch.device("cpu")) == torch.bfloat16 else ["float32"]
 
 
 def warm(
@@ -212,7 +213,8 @@ def main() -> None:
 
     prepare(asked.threads)
     on = machine(asked.threads, "qkv", "torch", "diffusers", "transformers")
-    peers = [f"diffusers {dtype}" for dtype in precisions()]
+    with worker() as pool:
+        peers = [f"diffusers {dtype}" for dtype in pool.submit(precisions).result()]
     dtype, warms = warm(folder, peers, asked.threads, options, asked.rounds)
     starts, memory = whole(folder, peers, asked.threads, options, asked.rounds)
     decibel = None if dtype == "float32" else spread(decibels(folder, asked.threads, options, asked.prompts))
