@@ -15,9 +15,9 @@ from qkv.config import convert
 from qkv.errors import CheckpointError, ConfigError, shorten
 from qkv.models.bert import BertConfig
 from qkv.published import Keys
-from qkv.weights.configs import LAYERS
+from qkv.weights.configs import spelled
 from qkv.weights.family import Family, Published, drop_copies
-from qkv.weights.tables import Row, Table
+from qkv.weights.tables import Table, rows
 
 # Copies of the embeddings are told by the tensors; what other heads, older libraries and the sines at the start say.
 _HARMLESS = frozenset(
@@ -60,19 +60,16 @@ class Names:
         ours, prefix = ("", "") if kind == "body" else ("body.", f"{self.name}.")
         other = f"{self.name}." if kind == "body" else ""
         head = self.heads.get(kind, ())
-        rows = [Row((ours + a,), prefix + b, (other + b,)) for a, b in self._body(head)]
-        rows += [Row((a,), b) for a, b in head]
+        own_pooler = "body.pooler.{}" in dict(head)
+        pooler = [("pooler.{}", self.pooler)] if self.pooler else []
+        found = rows([*self.body, *([] if own_pooler else pooler)], ours, prefix, other) + rows(head)
         if kind == "masked":
-            rows += [Row((f"tied.{name.rpartition('.')[2]}",), name) for name in self.tied]
-        known = {row.published for row in rows}
-        unread = {*self.unread, *self.tied, *(b for rows in self.heads.values() for _, b in rows)} - known
-        if "body.pooler.{}" in dict(head) and self.pooler:
+            found += rows([(f"tied.{name.rpartition('.')[2]}", name) for name in self.tied])
+        unread = {row.published for pairs in self.heads.values() for row in rows(pairs)} | {*self.unread, *self.tied}
+        unread -= {row.published for row in found}
+        if own_pooler and self.pooler:
             unread |= {self.pooler, f"{self.name}.{self.pooler}"}
-        return Table(rows, [*unread, "embeddings.position_ids", f"{self.name}.embeddings.position_ids"])
-
-    def _body(self, head: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
-        has_own = self.pooler is None or "body.pooler.{}" in dict(head)
-        return [*self.body, *([] if has_own else [("pooler.{}", str(self.pooler))])]
+        return Table(found, [*unread, "embeddings.position_ids", f"{self.name}.embeddings.position_ids"])
 
     def settle(self, kind: Kind, config: BertConfig, tensors: dict[str, Tensor]) -> BertConfig:
         """Without copies of what a head shares, and with the pooler that is there."""
@@ -148,29 +145,22 @@ def _modern(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-_EMBEDDINGS = (
-    ("token.weight", "embeddings.word_embeddings.weight"),
-    ("segment.weight", "embeddings.token_type_embeddings.weight"),
-    ("position.weight", "embeddings.position_embeddings.weight"),
-    ("norm.{}", "embeddings.LayerNorm.{}"),
-)
-_BODY = (
-    *_EMBEDDINGS,
-    ("stack.blocks.{}.attention.q.{}", "encoder.layer.{}.attention.self.query.{}"),
-    ("stack.blocks.{}.attention.k.{}", "encoder.layer.{}.attention.self.key.{}"),
-    ("stack.blocks.{}.attention.v.{}", "encoder.layer.{}.attention.self.value.{}"),
-    ("stack.blocks.{}.attention.out.{}", "encoder.layer.{}.attention.output.dense.{}"),
-    ("stack.blocks.{}.attention_norm.{}", "encoder.layer.{}.attention.output.LayerNorm.{}"),
-    ("stack.blocks.{}.ffn.up.{}", "encoder.layer.{}.intermediate.dense.{}"),
-    ("stack.blocks.{}.ffn.down.{}", "encoder.layer.{}.output.dense.{}"),
-    ("stack.blocks.{}.ffn_norm.{}", "encoder.layer.{}.output.LayerNorm.{}"),
+_NORM = ("norm.{}", "embeddings.LayerNorm.{}")
+_EMBEDDINGS = (("(token|segment|position).weight", "embeddings.(word|token_type|position)_embeddings.weight"), _NORM)
+
+
+def _layers(published: str, *names: str) -> tuple[tuple[str, str], ...]:
+    """Rows of the layers, whose parts are called `names` behind `published`."""
+    ours = ("attention.(q|k|v)", "attention.out", "attention_norm", "ffn.up", "ffn.down", "ffn_norm")
+    return tuple((f"stack.blocks.{{}}.{a}.{{}}", f"{published}.{b}.{{}}") for a, b in zip(ours, names, strict=True))
+
+
+_BODY = _EMBEDDINGS + _layers(
+    "encoder.layer.{}",
+    *("attention.self.(query|key|value)", "attention.output.dense", "attention.output.LayerNorm"),
+    *("intermediate.dense", "output.dense", "output.LayerNorm"),
 )
 _LABELS = (("out.{}", "classifier.{}"),)
-_FIELDS = LAYERS | {
-    "vocab_size": "vocab",
-    "max_position_embeddings": "context",
-    "type_vocab_size": "segments",
-}
 _NO = {"is_decoder": (False,), "position_embedding_type": ("absolute",)}
 
 BERT = _family(
@@ -181,8 +171,7 @@ BERT = _family(
         pooler="pooler.dense.{}",
         heads={
             "masked": (
-                ("dense.{}", "cls.predictions.transform.dense.{}"),
-                ("norm.{}", "cls.predictions.transform.LayerNorm.{}"),
+                ("(dense|norm).{}", "cls.predictions.transform.(dense|LayerNorm).{}"),
                 ("bias", "cls.predictions.bias"),
             ),
             "classifier": _LABELS,
@@ -191,8 +180,8 @@ BERT = _family(
         tied=("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
         unread=("cls.seq_relationship.{}",),
     ),
-    fields=_FIELDS,
-    fixed={**_NO},
+    fields=spelled(segments="type_vocab_size"),
+    fixed=_NO,
 )
 ROBERTA = _family(
     Names(
@@ -201,17 +190,13 @@ ROBERTA = _family(
         body=_BODY,
         pooler="pooler.dense.{}",
         heads={
-            "masked": (
-                ("dense.{}", "lm_head.dense.{}"),
-                ("norm.{}", "lm_head.layer_norm.{}"),
-                ("bias", "lm_head.bias"),
-            ),
+            "masked": (("(dense|norm).{}", "lm_head.(dense|layer_norm).{}"), ("bias", "lm_head.bias")),
             "classifier": (("body.pooler.{}", "classifier.dense.{}"), ("out.{}", "classifier.out_proj.{}")),
             "tagger": _LABELS,
         },
         tied=("lm_head.decoder.weight", "lm_head.decoder.bias"),
     ),
-    fields=_FIELDS,
+    fields=spelled(segments="type_vocab_size"),
     fixed={"hidden_act": ("gelu",), **_NO},  # its head has no other
     absent={"vocab_size": 50_265, "max_position_embeddings": 512, "pad_token_id": 1},
 )
@@ -220,42 +205,29 @@ DISTILBERT = _family(
         name="distilbert",
         stem="DistilBert",
         body=(
-            *(row for row in _EMBEDDINGS if row[0] != "segment.weight"),
-            ("stack.blocks.{}.attention.q.{}", "transformer.layer.{}.attention.q_lin.{}"),
-            ("stack.blocks.{}.attention.k.{}", "transformer.layer.{}.attention.k_lin.{}"),
-            ("stack.blocks.{}.attention.v.{}", "transformer.layer.{}.attention.v_lin.{}"),
-            ("stack.blocks.{}.attention.out.{}", "transformer.layer.{}.attention.out_lin.{}"),
-            ("stack.blocks.{}.attention_norm.{}", "transformer.layer.{}.sa_layer_norm.{}"),
-            ("stack.blocks.{}.ffn.up.{}", "transformer.layer.{}.ffn.lin1.{}"),
-            ("stack.blocks.{}.ffn.down.{}", "transformer.layer.{}.ffn.lin2.{}"),
-            ("stack.blocks.{}.ffn_norm.{}", "transformer.layer.{}.output_layer_norm.{}"),
+            ("(token|position).weight", "embeddings.(word|position)_embeddings.weight"),
+            _NORM,
+            *_layers(
+                "transformer.layer.{}",
+                *("attention.(q|k|v)_lin", "attention.out_lin", "sa_layer_norm"),
+                *("ffn.lin1", "ffn.lin2", "output_layer_norm"),
+            ),
         ),
         pooler=None,
         pooling="relu",
         heads={
-            "masked": (
-                ("dense.{}", "vocab_transform.{}"),
-                ("norm.{}", "vocab_layer_norm.{}"),
-                ("bias", "vocab_projector.bias"),
-            ),
+            "masked": (("(dense|norm).{}", "vocab_(transform|layer_norm).{}"), ("bias", "vocab_projector.bias")),
             "classifier": (("body.pooler.{}", "pre_classifier.{}"), *_LABELS),
             "tagger": _LABELS,
         },
         tied=("vocab_projector.weight",),
     ),
-    fields={
-        "dim": "dim",
-        "n_layers": "layers",
-        "n_heads": "heads",
-        "hidden_dim": "ffn_dim",
-        "activation": "activation",
-        "vocab_size": "vocab",
-        "max_position_embeddings": "context",
-    },
+    fields=spelled(
+        dim="dim", layers="n_layers", heads="n_heads", ffn_dim="hidden_dim", activation="activation", norm_eps=None
+    ),
     absent={"n_layers": 6},
     values={"segments": 0},
 )
-_ONE = "encoder.albert_layer_groups.{}.albert_layers.0"  # of each group there is one layer
 ALBERT = _family(
     Names(
         name="albert",
@@ -263,37 +235,24 @@ ALBERT = _family(
         body=(
             *_EMBEDDINGS,
             ("widen.{}", "encoder.embedding_hidden_mapping_in.{}"),
-            ("stack.blocks.{}.attention.q.{}", f"{_ONE}.attention.query.{{}}"),
-            ("stack.blocks.{}.attention.k.{}", f"{_ONE}.attention.key.{{}}"),
-            ("stack.blocks.{}.attention.v.{}", f"{_ONE}.attention.value.{{}}"),
-            ("stack.blocks.{}.attention.out.{}", f"{_ONE}.attention.dense.{{}}"),
-            ("stack.blocks.{}.attention_norm.{}", f"{_ONE}.attention.LayerNorm.{{}}"),
-            ("stack.blocks.{}.ffn.up.{}", f"{_ONE}.ffn.{{}}"),
-            ("stack.blocks.{}.ffn.down.{}", f"{_ONE}.ffn_output.{{}}"),
-            ("stack.blocks.{}.ffn_norm.{}", f"{_ONE}.full_layer_layer_norm.{{}}"),
+            *_layers(
+                "encoder.albert_layer_groups.{}.albert_layers.0",  # of each group there is one layer
+                *("attention.(query|key|value)", "attention.dense", "attention.LayerNorm"),
+                *("ffn", "ffn_output", "full_layer_layer_norm"),
+            ),
         ),
         pooler="pooler.{}",
         heads={
-            "masked": (
-                ("dense.{}", "predictions.dense.{}"),
-                ("norm.{}", "predictions.LayerNorm.{}"),
-                ("bias", "predictions.bias"),
-            ),
+            "masked": (("(dense|norm).{}", "predictions.(dense|LayerNorm).{}"), ("bias", "predictions.bias")),
             "classifier": _LABELS,
             "tagger": _LABELS,
         },
         tied=("predictions.decoder.weight", "predictions.decoder.bias"),
         unread=("sop_classifier.classifier.{}",),
     ),
-    fields=_FIELDS | {"embedding_size": "embed_dim"},
+    fields=spelled(segments="type_vocab_size", embed_dim="embedding_size"),
     fixed={"num_hidden_groups": (1,), "inner_group_num": (1,), **_NO},
-    absent={
-        "vocab_size": 30_000,
-        "embedding_size": 128,
-        "hidden_size": 4096,
-        "num_attention_heads": 64,
-        "intermediate_size": 16_384,
-        "hidden_act": "gelu_new",
-    },
+    absent={"vocab_size": 30_000, "embedding_size": 128, "hidden_size": 4096, "num_attention_heads": 64}
+    | {"intermediate_size": 16_384, "hidden_act": "gelu_new"},
     values={"shared": True},
 )

@@ -10,37 +10,25 @@ from qkv.config import build
 from qkv.errors import ConfigError
 from qkv.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from qkv.published import Keys, Published
-from qkv.weights.configs import COMMON, GENERATION, LAYERS, write_json
+from qkv.weights.configs import COMMON, GENERATION, spelled, write_json
 from qkv.weights.folder import Folder, write_tensors
 from qkv.weights.load import export_weights, load_module
-from qkv.weights.tables import Row, Table
+from qkv.weights.tables import Row, Table, rows
 
 TEXT_KEYS = Keys(
-    fields=LAYERS
-    | {
-        "vocab_size": "vocab",
-        "max_position_embeddings": "context",
-        "bos_token_id": "start",
-        "eos_token_id": "end",
-        "pad_token_id": "pad",
-    },
+    fields=spelled(start="bos_token_id", end="eos_token_id", pad="pad_token_id"),
     read={"projection_dim"},
     fixed={"model_type": ("clip_text_model",), "use_attention_mask": (False,)},
     harmless=COMMON | GENERATION,
     absent={"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "pad_token_id": 1},
 )
 VISION_KEYS = Keys(
-    fields=LAYERS | {"image_size": "image_size", "patch_size": "patch", "num_channels": "channels"},
+    fields=spelled(vocab=None, context=None, image_size="image_size", patch="patch_size", channels="num_channels"),
     read={"projection_dim"},
     fixed={"model_type": ("clip_vision_model",)},
     harmless=COMMON | GENERATION,
-    absent={
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "patch_size": 32,
-    },
+    absent={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    | {"patch_size": 32},
 )
 BOTH_KEYS = Keys(
     read={"text_config", "vision_config", "text_config_dict", "vision_config_dict", "projection_dim"},
@@ -49,45 +37,35 @@ BOTH_KEYS = Keys(
 )
 
 _BLOCK = [
-    ("attention.q", "self_attn.q_proj"),
-    ("attention.k", "self_attn.k_proj"),
-    ("attention.v", "self_attn.v_proj"),
-    ("attention.out", "self_attn.out_proj"),
-    ("attention_norm", "layer_norm1"),
-    ("ffn_norm", "layer_norm2"),
-    ("ffn.up", "mlp.fc1"),
-    ("ffn.down", "mlp.fc2"),
+    ("attention.(q|k|v|out).{}", "self_attn.(q|k|v|out)_proj.{}"),
+    ("(attention_norm|ffn_norm).{}", "(layer_norm1|layer_norm2).{}"),
+    ("ffn.(up|down).{}", "mlp.(fc1|fc2).{}"),
 ]
-
-
-def _tower(ours: str, published: str, rows: list[tuple[str, str]]) -> list[Row]:
-    """Rows with both prefixes; transformers 5 writes a single tower without its own."""
-    rows = rows + [(f"stack.blocks.{{}}.{a}.{{}}", f"encoder.layers.{{}}.{b}.{{}}") for a, b in _BLOCK]
-    aliases = (lambda name: (name,)) if not ours else (lambda name: ())
-    return [Row((ours + a,), f"{published}.{b}", aliases(b)) for a, b in rows]
-
-
 _TEXT = [
-    ("token.weight", "embeddings.token_embedding.weight"),
-    ("position.weight", "embeddings.position_embedding.weight"),
+    ("(token|position).weight", "embeddings.(token|position)_embedding.weight"),
     ("stack.norm.{}", "final_layer_norm.{}"),
 ]
 _VISION = [
-    ("patch.weight", "embeddings.patch_embedding.weight"),
+    ("(patch|position).weight", "embeddings.(patch|position)_embedding.weight"),
     ("first", "embeddings.class_embedding"),
-    ("position.weight", "embeddings.position_embedding.weight"),
-    ("enter_norm.{}", "pre_layrnorm.{}"),
-    ("norm.{}", "post_layernorm.{}"),
+    ("(enter_norm|norm).{}", "(pre_layrnorm|post_layernorm).{}"),
 ]
 _IGNORED = [f"{tower}embeddings.position_ids" for tower in ("", "text_model.", "vision_model.")]
 
-TEXT = Table([*_tower("", "text_model", _TEXT), ("project.weight", "text_projection.weight")], _IGNORED)
+
+def _tower(ours: str, published: str, pairs: list[tuple[str, str]], *older: str) -> list[Row]:
+    layers = (prefix + "encoder.layers.{}." for prefix in older)
+    layer = rows(_BLOCK, f"{ours}stack.blocks.{{}}.", f"{published}encoder.layers.{{}}.", *layers)
+    return rows(pairs, ours, published, *older) + layer
+
+
+# transformers 5 writes a single tower without its own prefix.
+TEXT = Table([*_tower("", "text_model.", _TEXT, ""), ("project.weight", "text_projection.weight")], _IGNORED)
 BOTH = Table(
     [
-        *_tower("text.", "text_model", _TEXT),
-        *_tower("vision.", "vision_model", _VISION),
-        ("text.project.weight", "text_projection.weight"),
-        ("vision.project.weight", "visual_projection.weight"),
+        *_tower("text.", "text_model.", _TEXT),
+        *_tower("vision.", "vision_model.", _VISION),
+        ("(text|vision).project.weight", "(text|visual)_projection.weight"),
         ("log_scale", "logit_scale"),
     ],
     _IGNORED,

@@ -8,14 +8,22 @@ from typing import Any
 from qkv.atomic import write_file
 
 # How transformers spells the shape of a stack, in every family that came after BERT.
-LAYERS = {
-    "hidden_size": "dim",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "intermediate_size": "ffn_dim",
-    "hidden_act": "activation",
-    "layer_norm_eps": "norm_eps",
+_WORDS = {
+    **{
+        "vocab": "vocab_size",
+        "context": "max_position_embeddings",
+        "dim": "hidden_size",
+        "layers": "num_hidden_layers",
+    },
+    **{"heads": "num_attention_heads", "ffn_dim": "intermediate_size", "activation": "hidden_act"},
+    "norm_eps": "layer_norm_eps",
 }
+
+
+def spelled(**other: str | None) -> dict[str, str]:
+    """Published key -> our field: in the usual words, and in those of the family itself (None: it has no such key)."""
+    return {key: ours for ours, key in (_WORDS | other).items() if key is not None}
+
 
 # What any config.json of transformers may say, and what changes nothing of what we compute: labels and names, how its
 # library computes and answers, dropout and initialisation.

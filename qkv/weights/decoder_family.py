@@ -12,13 +12,15 @@ from qkv.config import build, convert
 from qkv.core.stack_config import RotaryScaling
 from qkv.errors import ConfigError, shorten, unknown
 from qkv.models.decoder_config import DecoderConfig
-from qkv.weights.configs import LAYERS
+from qkv.weights.configs import spelled
 from qkv.weights.family import Family, Published, drop_copies, whole
 from qkv.weights.files import release
 from qkv.weights.tables import Transform
 
-# How transformers spells the shape of a decoder, in most families that came after GPT-2.
-FIELDS = LAYERS | {"vocab_size": "vocab", "max_position_embeddings": "context", "tie_word_embeddings": "tied"}
+
+def fields(**other: str | None) -> dict[str, str]:
+    """The keys of a decoder's shape, as `spelled` gives them."""
+    return spelled(tied="tie_word_embeddings", **other)
 
 
 def explicit(config: DecoderConfig) -> DecoderConfig:
@@ -55,6 +57,13 @@ def layer_windows(kinds: Any, windows: Mapping[str, int | None], layers: int, ke
     if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in list(windows) for kind in kinds):
         raise ConfigError(f"{key}={shorten(repr(kinds))} must hold {' or '.join(windows)} for {layers} layers")
     return [windows[kind] for kind in kinds]
+
+
+def write_windows(config: DecoderConfig, width: int | None = None) -> dict[str, Any]:
+    """sliding_window, which is `width` where no layer has one, and layer_types."""
+    windows = config.stack.layer_windows
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    return {"sliding_window": next(filter(None, windows), width), "layer_types": kinds}
 
 
 ROTARY = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"})  # what is read of it

@@ -6,23 +6,13 @@ from typing import Any
 
 from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Keys
-from qkv.weights.decoder_family import ROTARY, DecoderFamily, layer_windows
+from qkv.weights.decoder_family import ROTARY, DecoderFamily, fields, layer_windows, write_windows
 from qkv.weights.family import Published, whole
-from qkv.weights.llama import LLAMA_FIELDS, TABLE, VALUES, read_biased, write_biased
-from qkv.weights.tables import Table
+from qkv.weights.llama import TABLE, VALUES, WORDS, read_biased, table, write_biased
 
-_LAYER = "model.layers.{}"
-_NORMS = {
-    "attention_norm": "input_layernorm",
-    "attention_post_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "ffn_post_norm": "post_feedforward_layernorm",
-}
-GEMMA2_TABLE = Table(
-    [
-        *((f"stack.blocks.{{}}.{ours}.weight", f"{_LAYER}.{theirs}.weight") for ours, theirs in _NORMS.items()),
-        *(row for row in TABLE.rows if not row.published.endswith("layernorm.weight")),
-    ]
+GEMMA2_TABLE = table(
+    ("(attention|ffn)_norm.weight", "(input|pre_feedforward)_layernorm.weight"),
+    ("(attention|ffn)_post_norm.weight", "post_(attention|feedforward)_layernorm.weight"),
 )
 _VALUES = VALUES | {"norm": "rms_unit_offset", "scaled": True, "activation": "gelu_tanh"}
 _ABSENT = {
@@ -58,22 +48,20 @@ def _read_gemma2(published: Published) -> dict[str, Any]:
 
 
 def _write_gemma2(config: DecoderConfig) -> Published:
-    windows = config.stack.layer_windows
     scale = config.stack.head_width**-0.5 if config.scale is None else config.scale
     return {
         **write_biased(config),
         "hidden_activation": _activation(config),
         **{key: getattr(config, ours) for key, ours in _CAPS.items()},
         "query_pre_attn_scalar": round(scale**-2),
-        "sliding_window": next((window for window in windows if window is not None), 4096),
-        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
+        **write_windows(config, 4096),
     }
 
 
 GEMMA = DecoderFamily(
     architecture="GemmaForCausalLM",
     keys=Keys(
-        fields=LLAMA_FIELDS,
+        fields=fields(**WORDS),
         read={*ROTARY, "attention_bias"},
         fixed={"model_type": ("gemma",), "use_bidirectional_attention": (None, False)},
         absent=_ABSENT | {"hidden_act": "gelu_tanh"},
@@ -86,7 +74,7 @@ GEMMA = DecoderFamily(
 GEMMA2 = DecoderFamily(
     architecture="Gemma2ForCausalLM",
     keys=Keys(
-        fields={"hidden_activation" if key == "hidden_act" else key: ours for key, ours in LLAMA_FIELDS.items()},
+        fields=fields(activation="hidden_activation", **WORDS),
         read={*ROTARY, "attention_bias", "layer_types"},
         fixed={"model_type": ("gemma2",), "use_bidirectional_attention": (None, False)},
         absent=_ABSENT

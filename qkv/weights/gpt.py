@@ -12,54 +12,40 @@ import torch
 from qkv.errors import ConfigError, shorten
 from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Keys
-from qkv.weights.decoder_family import DecoderFamily, layer_windows
+from qkv.weights.decoder_family import DecoderFamily, fields, layer_windows
 from qkv.weights.family import Published, whole
-from qkv.weights.tables import Row, Table, Transform, fused, same, transposed
+from qkv.weights.tables import Pair, Table, Transform, fused, rows, transposed
 
-
-def _row(ours: str | tuple[str, ...], published: str, transform: Transform = same) -> Row:
-    """With the prefix that transformers writes, and without, as OpenAI's own files have it."""
-    ours = (ours,) if isinstance(ours, str) else ours
-    return Row(ours, f"transformer.{published}", (published,), transform)
-
-
-def _block(part: str) -> str:
-    return f"stack.blocks.{{}}.{part}"
-
-
-_ENDS = [
-    _row("token.weight", "wte.weight"),
-    _row("position.weight", "wpe.weight"),
-    _row("stack.norm.{}", "ln_f.{}"),
-    Row(("head.weight",), "lm_head.weight"),
-    _row(_block("attention_norm.{}"), "h.{}.ln_1.{}"),
-    _row(_block("ffn_norm.{}"), "h.{}.ln_2.{}"),
+_ENDS: list[Pair] = [
+    ("(token|position).weight", "(wte|wpe).weight"),
+    ("stack.norm.{}", "ln_f.{}"),
+    ("stack.blocks.{}.(attention_norm|ffn_norm).{}", "h.{}.(ln_1|ln_2).{}"),
 ]
 _FUSED = Transform(lambda tensor: tensor.t().chunk(3), lambda ours: torch.cat(list(ours)).t())
-GPT2_TABLE = Table(
-    [
-        *_ENDS,
-        _row(tuple(_block(f"attention.{part}.weight") for part in "qkv"), "h.{}.attn.c_attn.weight", _FUSED),
-        _row(tuple(_block(f"attention.{part}.bias") for part in "qkv"), "h.{}.attn.c_attn.bias", fused(3)),
-        _row(_block("attention.out.weight"), "h.{}.attn.c_proj.weight", transposed),
-        _row(_block("attention.out.bias"), "h.{}.attn.c_proj.bias"),
-        _row(_block("ffn.up.weight"), "h.{}.mlp.c_fc.weight", transposed),
-        _row(_block("ffn.up.bias"), "h.{}.mlp.c_fc.bias"),
-        _row(_block("ffn.down.weight"), "h.{}.mlp.c_proj.weight", transposed),
-        _row(_block("ffn.down.bias"), "h.{}.mlp.c_proj.bias"),
-    ],
-    ignored=[f"{prefix}h.{{}}.attn.{mask}" for prefix in ("", "transformer.") for mask in ("bias", "masked_bias")],
-)
-NEO_TABLE = Table(
-    [
-        *_ENDS,
-        *(_row(_block(f"attention.{part}.weight"), f"h.{{}}.attn.attention.{part}_proj.weight") for part in "qkv"),
-        _row(_block("attention.out.{}"), "h.{}.attn.attention.out_proj.{}"),
-        _row(_block("ffn.up.{}"), "h.{}.mlp.c_fc.{}"),
-        _row(_block("ffn.down.{}"), "h.{}.mlp.c_proj.{}"),
-    ],
-    ignored=[f"transformer.h.{{}}.attn.attention.{mask}" for mask in ("bias", "masked_bias")],
-)
+_GPT2_LAYER: list[Pair] = [
+    ("attention.(q|k|v).weight", "attn.c_attn.weight", _FUSED),
+    ("attention.(q|k|v).bias", "attn.c_attn.bias", fused(3)),
+    *(
+        row
+        for ours, published in (("attention.out", "attn.c_proj"), ("ffn.up", "mlp.c_fc"), ("ffn.down", "mlp.c_proj"))
+        for row in ((f"{ours}.weight", f"{published}.weight", transposed), (f"{ours}.bias", f"{published}.bias"))
+    ),
+]
+_NEO_LAYER: list[Pair] = [
+    ("attention.(q|k|v).weight", "attn.attention.(q|k|v)_proj.weight"),
+    ("attention.out.{}", "attn.attention.out_proj.{}"),
+    ("ffn.(up|down).{}", "mlp.(c_fc|c_proj).{}"),
+]
+
+
+def _table(layer: list[Pair], masked: str) -> Table:
+    """With the prefix that transformers writes, and without, as OpenAI's own files have it; their masks dropped."""
+    named = rows(_ENDS, "", "transformer.", "") + rows(layer, "stack.blocks.{}.", "transformer.h.{}.", "h.{}.")
+    masks = [f"{prefix}h.{{}}.{masked}.{mask}" for prefix in ("", "transformer.") for mask in ("bias", "masked_bias")]
+    return Table([*named, ("head.weight", "lm_head.weight")], masks)
+
+
+GPT2_TABLE, NEO_TABLE = _table(_GPT2_LAYER, "attn"), _table(_NEO_LAYER, "attn.attention")
 
 
 def _read_gpt2(published: Published) -> dict[str, Any]:
@@ -87,28 +73,20 @@ def _read_neo(published: Published) -> dict[str, Any]:
 
 
 def _write_neo(config: DecoderConfig) -> Published:
-    width = next((window for window in config.windows if window is not None), 256)
+    width = next(filter(None, config.windows), 256)
     kinds = ["global" if window is None else "local" for window in config.stack.layer_windows]
     return {"window_size": width, "attention_types": [[kinds, 1]], "intermediate_size": config.ffn_dim}
 
 
-_SUMMARY = ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")
+_ENDINGS = {"activation": "activation_function", "norm_eps": "layer_norm_epsilon"}
+# What a second head would need.
+_SUMMARY = {f"summary_{name}" for name in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")}
 GPT2 = DecoderFamily(
     architecture="GPT2LMHeadModel",
     keys=Keys(
-        fields={
-            "vocab_size": "vocab",
-            "n_positions": "context",
-            "n_embd": "dim",
-            "n_layer": "layers",
-            "n_head": "heads",
-            "activation_function": "activation",
-            "layer_norm_epsilon": "norm_eps",
-            "tie_word_embeddings": "tied",
-        },
+        fields=fields(context="n_positions", dim="n_embd", layers="n_layer", heads="n_head", ffn_dim=None, **_ENDINGS),
         read={"n_inner"},
-        # What a second head would need, and in what precision scores are made.
-        harmless={"reorder_and_upcast_attn", "n_ctx", *(f"summary_{name}" for name in _SUMMARY)},
+        harmless={"reorder_and_upcast_attn", "n_ctx", *_SUMMARY},  # the first: in what precision scores are made
         fixed={
             "model_type": ("gpt2",),
             "scale_attn_weights": (True,),
@@ -120,27 +98,16 @@ GPT2 = DecoderFamily(
     read=_read_gpt2,
     write=lambda config: {"n_inner": config.ffn_dim},
     aliases={
-        "hidden_size": "n_embd",
-        "max_position_embeddings": "n_positions",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
+        **{"hidden_size": "n_embd", "max_position_embeddings": "n_positions"},
+        **{"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
     },
 )
 GPT_NEO = DecoderFamily(
     architecture="GPTNeoForCausalLM",
     keys=Keys(
-        fields={
-            "vocab_size": "vocab",
-            "max_position_embeddings": "context",
-            "hidden_size": "dim",
-            "num_layers": "layers",
-            "num_heads": "heads",
-            "activation_function": "activation",
-            "layer_norm_epsilon": "norm_eps",
-            "tie_word_embeddings": "tied",
-        },
+        fields=fields(layers="num_layers", heads="num_heads", ffn_dim=None, **_ENDINGS),
         read={"intermediate_size"},
-        harmless={"attention_layers", *(f"summary_{name}" for name in _SUMMARY)},  # the first is attention_types again
+        harmless={"attention_layers", *_SUMMARY},  # the first is attention_types again
         fixed={"model_type": ("gpt_neo",)},
         absent={"max_position_embeddings": 2048, "hidden_size": 2048, "num_layers": 24, "num_heads": 16}
         | {"window_size": 256, "attention_types": [[["global", "local"], 12]]},

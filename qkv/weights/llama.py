@@ -10,71 +10,56 @@ from typing import Any
 from qkv.config import convert
 from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Keys
-from qkv.weights.decoder_family import FIELDS, ROTARY, DecoderFamily, layer_windows, read_rotary, write_rotary
-from qkv.weights.family import Published, whole
-from qkv.weights.tables import Table
-
-TABLE = Table(
-    [
-        ("token.weight", "model.embed_tokens.weight"),
-        ("stack.norm.weight", "model.norm.weight"),
-        ("head.weight", "lm_head.weight"),
-        ("stack.blocks.{}.attention_norm.weight", "model.layers.{}.input_layernorm.weight"),
-        ("stack.blocks.{}.attention.q.{}", "model.layers.{}.self_attn.q_proj.{}"),
-        ("stack.blocks.{}.attention.k.{}", "model.layers.{}.self_attn.k_proj.{}"),
-        ("stack.blocks.{}.attention.v.{}", "model.layers.{}.self_attn.v_proj.{}"),
-        ("stack.blocks.{}.attention.out.{}", "model.layers.{}.self_attn.o_proj.{}"),
-        ("stack.blocks.{}.attention.q_norm.weight", "model.layers.{}.self_attn.q_norm.weight"),
-        ("stack.blocks.{}.attention.k_norm.weight", "model.layers.{}.self_attn.k_norm.weight"),
-        ("stack.blocks.{}.ffn_norm.weight", "model.layers.{}.post_attention_layernorm.weight"),
-        ("stack.blocks.{}.ffn.gate.{}", "model.layers.{}.mlp.gate_proj.{}"),
-        ("stack.blocks.{}.ffn.up.{}", "model.layers.{}.mlp.up_proj.{}"),
-        ("stack.blocks.{}.ffn.down.{}", "model.layers.{}.mlp.down_proj.{}"),
-    ],
-    ignored=["model.layers.{}.self_attn.rotary_emb.inv_freq"],
+from qkv.weights.decoder_family import (
+    ROTARY,
+    DecoderFamily,
+    fields,
+    layer_windows,
+    read_rotary,
+    write_rotary,
+    write_windows,
 )
+from qkv.weights.family import Published, whole
+from qkv.weights.tables import Table, rows
+
+ENDS = [
+    ("token.weight", "model.embed_tokens.weight"),
+    ("stack.norm.weight", "model.norm.weight"),
+    ("head.weight", "lm_head.weight"),
+]
+LAYER = [
+    ("attention.(q|k|v|out).{}", "self_attn.(q|k|v|o)_proj.{}"),
+    ("attention.(q|k)_norm.weight", "self_attn.(q|k)_norm.weight"),
+    ("ffn.(gate|up|down).{}", "mlp.(gate|up|down)_proj.{}"),
+]
+
+
+def table(*norms: tuple[str, str]) -> Table:
+    """The line's names, with a family's own for the norms of a layer."""
+    layer = rows([*norms, *LAYER], "stack.blocks.{}.", "model.layers.{}.")
+    return Table([*ENDS, *layer], ["model.layers.{}.self_attn.rotary_emb.inv_freq"])
+
+
+TABLE = table(("(attention_norm|ffn_norm).weight", "(input|post_attention)_layernorm.weight"))
 
 VALUES = {
-    "activation": "silu",
-    "gated": True,
-    "bias": False,
-    "attention_bias": False,
-    "out_bias": False,
-    "norm": "rms",
-    "position": "rotary",
+    **{"activation": "silu", "gated": True, "norm": "rms", "position": "rotary"},
+    **dict.fromkeys(("bias", "attention_bias", "out_bias"), False),
 }
-LLAMA_FIELDS = {key: ours for key, ours in FIELDS.items() if ours != "norm_eps"} | {
-    "num_key_value_heads": "kv_heads",
-    "head_dim": "head_dim",
-    "rms_norm_eps": "norm_eps",
-}
+WORDS = {"norm_eps": "rms_norm_eps", "kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
 _SIZES = {  # what transformers takes for keys that a file leaves out
-    "vocab_size": 32_000,
-    "hidden_size": 4096,
-    "intermediate_size": 11_008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
+    **{"vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32},
+    **{"num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False},
 }
 _QWEN_SIZES = _SIZES | {
-    "vocab_size": 151_936,
-    "intermediate_size": 22_016,
-    "max_position_embeddings": 32_768,
-    "num_key_value_heads": 32,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
+    **{"vocab_size": 151_936, "intermediate_size": 22_016, "max_position_embeddings": 32_768},
+    **{"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
 }
-# Llama has no windows; transformers would leave these keys unread.
-_GLOBAL = {"sliding_window": (None,), "use_sliding_window": (None, False), "layer_types": (None,)}
-
-
 _LAYERED = {"use_sliding_window", "layer_types"}
 
 
 def _keys(name: str, absent: Published, read: Collection[str] = (), **more: str) -> Keys:
-    return Keys(fields=LLAMA_FIELDS | more, read={*ROTARY, *read}, fixed={"model_type": (name,)}, absent=absent)
+    return Keys(fields=fields(**WORDS, **more), read={*ROTARY, *read}, fixed={"model_type": (name,)}, absent=absent)
 
 
 def read_biased(published: Published) -> dict[str, Any]:
@@ -98,10 +83,8 @@ def _write_mistral(config: DecoderConfig) -> Published:
 def _read_layered(published: Published) -> dict[str, Any]:
     """Qwen's windows: layer by layer (layer_types), or in the layers from max_window_layers on."""
     layers = whole(published, "num_hidden_layers", most=1000)
-    if published.get("use_sliding_window"):
-        window = whole(published, "sliding_window", most=1_000_000_000)
-    else:
-        window = None
+    has = published.get("use_sliding_window")
+    window = whole(published, "sliding_window", most=1_000_000_000) if has else None
     kinds = published.get("layer_types")
     if kinds is None:
         start = convert(int, published["max_window_layers"], "max_window_layers")
@@ -111,31 +94,26 @@ def _read_layered(published: Published) -> dict[str, Any]:
 
 
 def _write_layered(config: DecoderConfig) -> Published:
-    windows = config.stack.layer_windows
-    width = next((window for window in windows if window is not None), None)
-    return {
-        "use_sliding_window": width is not None,
-        "sliding_window": width,
-        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
-    }
+    written = write_windows(config)
+    return {"use_sliding_window": written["sliding_window"] is not None, **written}
 
 
 LLAMA = DecoderFamily(
     architecture="LlamaForCausalLM",
-    keys=_keys("llama", _SIZES, {"attention_bias"}, mlp_bias="bias"),
+    keys=_keys("llama", _SIZES, {"attention_bias"}, bias="mlp_bias"),
     values=VALUES,
     table=lambda config: TABLE,
     read=read_biased,
     write=write_biased,
-    refused=_GLOBAL,
+    # It has no windows; transformers would leave these keys unread.
+    refused={"sliding_window": (None,), "use_sliding_window": (None, False), "layer_types": (None,)},
 )
 MISTRAL = DecoderFamily(
     architecture="MistralForCausalLM",
     keys=_keys(
         "mistral",
-        _SIZES
-        | {"intermediate_size": 14_336, "max_position_embeddings": 131_072, "num_key_value_heads": 8}
-        | {"sliding_window": 4096},
+        {**_SIZES, "intermediate_size": 14_336, "max_position_embeddings": 131_072}
+        | {"num_key_value_heads": 8, "sliding_window": 4096},
     ),
     values=VALUES,
     table=lambda config: TABLE,

@@ -14,76 +14,30 @@ from qkv.core.position import sinusoidal
 from qkv.errors import CheckpointError, ConfigError
 from qkv.models.translator_config import TranslatorConfig
 from qkv.published import Keys
+from qkv.weights.configs import spelled
 from qkv.weights.family import Family, Published, drop_copies
-from qkv.weights.tables import Row, Table, Transform
-
-_KEYS = Keys(
-    read={"decoder_attention_heads", "decoder_ffn_dim", "decoder_vocab_size"},
-    harmless={"is_decoder", "num_hidden_layers", "classif_dropout", "extra_pos_embeddings"},
-    fields={
-        "vocab_size": "vocab",
-        "decoder_start_token_id": "start",
-        "eos_token_id": "end",
-        "pad_token_id": "pad",
-        "max_position_embeddings": "context",
-        "d_model": "dim",
-        "encoder_layers": "layers",
-        "decoder_layers": "decoder_layers",
-        "encoder_attention_heads": "heads",
-        "encoder_ffn_dim": "ffn_dim",
-        "activation_function": "activation",
-        "scale_embedding": "scaled",
-        "dropout": "dropout",
-    },
-    fixed={
-        "model_type": ("marian",),
-        "is_encoder_decoder": (True,),
-        "share_encoder_decoder_embeddings": (True,),
-        "tie_word_embeddings": (True,),
-    },
-    absent={
-        **{"vocab_size": 58_101, "decoder_start_token_id": 58_100, "pad_token_id": 58_100, "eos_token_id": 0},
-        **{"d_model": 1024, "encoder_layers": 12, "decoder_layers": 12, "encoder_attention_heads": 16},
-        **{"encoder_ffn_dim": 4096, "activation_function": "gelu", "scale_embedding": False},
-    },
-)
-# What older converters wrote beside, and what it must say.
-_REFUSED = {
-    "normalize_before": (False,),
-    "normalize_embedding": (False,),
-    "add_final_layer_norm": (False,),
-    "static_position_embeddings": (True,),
-}
-
-
-def _attention(side: str, ours: str, published: str) -> list[tuple[str, str]]:
-    block, layer = f"{side}.blocks.{{}}.{ours}", f"model.{side}.layers.{{}}.{published}"
-    parts = [*((part, f"{part}_proj") for part in "qkv"), ("out", "out_proj")]
-    rows = [(f"{block}attention.{part}.{{}}", f"{layer}attn.{name}.{{}}") for part, name in parts]
-    return [*rows, (f"{block}attention_norm.{{}}", f"{layer}attn_layer_norm.{{}}")]
-
-
-def _ffn(side: str) -> list[tuple[str, str]]:
-    parts = {"ffn.up": "fc1", "ffn.down": "fc2", "ffn_norm": "final_layer_norm"}
-    return [(f"{side}.blocks.{{}}.{o}.{{}}", f"model.{side}.layers.{{}}.{p}.{{}}") for o, p in parts.items()]
-
+from qkv.weights.tables import Table, Transform, rows
 
 _COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
 _ROW = Transform(lambda tensor: [tensor.squeeze(0)], lambda ours: ours[0][None])  # (1, V)
-_NAMES = [
-    *_attention("encoder", "", "self_"),
-    *_ffn("encoder"),
-    *_attention("decoder", "", "self_"),
-    *_attention("decoder", "memory_", "encoder_"),
-    *_ffn("decoder"),
+_LAYER = [
+    ("attention.(q|k|v|out).{}", "self_attn.(q|k|v|out)_proj.{}"),
+    ("attention_norm.{}", "self_attn_layer_norm.{}"),
+    ("ffn.(up|down).{}", "(fc1|fc2).{}"),
+    ("ffn_norm.{}", "final_layer_norm.{}"),
+]
+_MEMORY = [
+    ("memory_attention.(q|k|v|out).{}", "encoder_attn.(q|k|v|out)_proj.{}"),
+    ("memory_norm.{}", "encoder_attn_layer_norm.{}"),
 ]
 TABLE = Table(
     [
         ("token.weight", "model.shared.weight"),
-        Row(("bias",), "final_logits_bias", transform=_ROW),
-        *((ours.replace("memory_attention_norm", "memory_norm"), published) for ours, published in _NAMES),
-        *((f"copies.{name}", name) for name in _COPIES),
-        *((f"positions.{side}", f"model.{side}.embed_positions.weight") for side in ("encoder", "decoder")),
+        ("bias", "final_logits_bias", _ROW),
+        *rows(_LAYER, "encoder.blocks.{}.", "model.encoder.layers.{}."),
+        *rows(_LAYER + _MEMORY, "decoder.blocks.{}.", "model.decoder.layers.{}."),
+        *rows([(name, name) for name in _COPIES], "copies."),
+        ("positions.(encoder|decoder)", "model.(encoder|decoder).embed_positions.weight"),
     ],
 )
 
@@ -126,11 +80,33 @@ def _check_positions(name: str, stored: Tensor, config: TranslatorConfig) -> Non
 MARIAN = Family(
     kind=TranslatorConfig,
     architecture="MarianMTModel",
-    keys=_KEYS,
+    keys=Keys(
+        read={"decoder_attention_heads", "decoder_ffn_dim", "decoder_vocab_size"},
+        harmless={"is_decoder", "num_hidden_layers", "classif_dropout", "extra_pos_embeddings"},
+        fields=spelled(
+            **{"start": "decoder_start_token_id", "end": "eos_token_id", "pad": "pad_token_id", "dim": "d_model"},
+            **{"layers": "encoder_layers", "decoder_layers": "decoder_layers", "heads": "encoder_attention_heads"},
+            **{"ffn_dim": "encoder_ffn_dim", "activation": "activation_function", "norm_eps": None},
+            **{"scaled": "scale_embedding", "dropout": "dropout"},
+        ),
+        fixed={
+            "model_type": ("marian",),
+            **dict.fromkeys(("is_encoder_decoder", "share_encoder_decoder_embeddings", "tie_word_embeddings"), (True,)),
+        },
+        absent={
+            **{"vocab_size": 58_101, "decoder_start_token_id": 58_100, "pad_token_id": 58_100, "eos_token_id": 0},
+            **{"d_model": 1024, "encoder_layers": 12, "decoder_layers": 12, "encoder_attention_heads": 16},
+            **{"encoder_ffn_dim": 4096, "activation_function": "gelu", "scale_embedding": False},
+        },
+    ),
     table=lambda config: TABLE,
     read=_read,
     write=_write,
-    refused=_REFUSED,
+    # What older converters wrote beside, and what it must say.
+    refused={
+        **dict.fromkeys(("normalize_before", "normalize_embedding", "add_final_layer_norm"), (False,)),
+        "static_position_embeddings": (True,),
+    },
     tidy=lambda config: replace(config, decoder_layers=config.decoder.layers),
     settle=_settle,
 )

@@ -3,27 +3,26 @@ attention and feed-forward read the same input, q, k and v are stacked by heads.
 
 from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Keys
-from qkv.weights.decoder_family import FIELDS, ROTARY, DecoderFamily, by_heads, read_rotary, write_rotary
+from qkv.weights.decoder_family import ROTARY, DecoderFamily, by_heads, fields, read_rotary, write_rotary
 from qkv.weights.family import Published
-from qkv.weights.tables import Row, Table
+from qkv.weights.tables import Pair, Row, Table, rows
 
 
 def _table(config: DecoderConfig) -> Table:
-    block, layer = "stack.blocks.{}", "gpt_neox.layers.{}"
-    qkv = tuple(f"{block}.attention.{part}.{{}}" for part in "qkv")
+    layer: list[Pair] = [
+        ("(attention_norm|ffn_norm).{}", "(input|post_attention)_layernorm.{}"),
+        ("attention.(q|k|v).{}", "attention.query_key_value.{}", by_heads(config.heads)),
+        ("attention.out.{}", "attention.dense.{}"),
+        ("ffn.(up|down).{}", "mlp.dense_(h_to_4h|4h_to_h).{}"),
+    ]
     return Table(
         [
             ("token.weight", "gpt_neox.embed_in.weight"),
             ("stack.norm.{}", "gpt_neox.final_layer_norm.{}"),
             Row(("head.weight",), "embed_out.weight", ("lm_head.weight",)),
-            (f"{block}.attention_norm.{{}}", f"{layer}.input_layernorm.{{}}"),
-            Row(qkv, f"{layer}.attention.query_key_value.{{}}", transform=by_heads(config.heads)),
-            (f"{block}.attention.out.{{}}", f"{layer}.attention.dense.{{}}"),
-            (f"{block}.ffn_norm.{{}}", f"{layer}.post_attention_layernorm.{{}}"),
-            (f"{block}.ffn.up.{{}}", f"{layer}.mlp.dense_h_to_4h.{{}}"),
-            (f"{block}.ffn.down.{{}}", f"{layer}.mlp.dense_4h_to_h.{{}}"),
+            *rows(layer, "stack.blocks.{}.", "gpt_neox.layers.{}."),
         ],
-        ignored=[f"{layer}.attention.{name}" for name in ("bias", "masked_bias", "rotary_emb.inv_freq")],
+        [f"gpt_neox.layers.{{}}.attention.{name}" for name in ("bias", "masked_bias", "rotary_emb.inv_freq")],
     )
 
 
@@ -36,7 +35,7 @@ def _write(config: DecoderConfig) -> Published:
 NEOX = DecoderFamily(
     architecture="GPTNeoXForCausalLM",
     keys=Keys(
-        fields=FIELDS | {"use_parallel_residual": "parallel"},
+        fields=fields(parallel="use_parallel_residual"),
         read=ROTARY,
         harmless={"is_decoder"},
         fixed={"model_type": ("gpt_neox",), "attention_bias": (True,)},

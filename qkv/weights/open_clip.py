@@ -20,7 +20,7 @@ from qkv.models.preprocess import MEAN, STD, Preprocess
 from qkv.published import Keys, Published
 from qkv.weights.folder import Folder
 from qkv.weights.load import load_module
-from qkv.weights.tables import Row, Table, fused, transposed
+from qkv.weights.tables import Pair, Table, fused, rows, transposed
 
 CONFIG, STEM = "open_clip_config.json", "open_clip_model"
 
@@ -43,13 +43,7 @@ _OF_OTHERS = frozenset(
     }
 )
 TEXT_KEYS = Keys(
-    fields={
-        "context_length": "context",
-        "vocab_size": "vocab",
-        "width": "dim",
-        "heads": "heads",
-        "layers": "layers",
-    },
+    fields={"context_length": "context", "vocab_size": "vocab", "width": "dim", "heads": "heads", "layers": "layers"},
     read={"mlp_ratio"},
     fixed=_PLAIN | {"pool_type": ("argmax",), "proj_type": ("linear",)},
     harmless=_OF_OTHERS,
@@ -74,44 +68,31 @@ PREPROCESS_KEYS = Keys(
     harmless={"fill_color"},  # of a mode of resizing that is refused
 )
 
-_BLOCK = [
+_BLOCK: list[Pair] = [
+    ("attention.(q|k|v).{}", "attn.in_proj_{}", fused(3)),
     ("attention.out.{}", "attn.out_proj.{}"),
-    ("attention_norm.{}", "ln_1.{}"),
-    ("ffn_norm.{}", "ln_2.{}"),
-    ("ffn.up.{}", "mlp.c_fc.{}"),
-    ("ffn.down.{}", "mlp.c_proj.{}"),
+    ("(attention_norm|ffn_norm).{}", "(ln_1|ln_2).{}"),
+    ("ffn.(up|down).{}", "mlp.(c_fc|c_proj).{}"),
 ]
-
-
-def _blocks(tower: str, published: str, *older: str) -> list[Row]:
-    """A stack's rows. The text tower of a CustomTextCLIP has a prefix of its own."""
-    ours, theirs = f"{tower}.stack.blocks.{{}}.", "transformer.resblocks.{}."
-    rows = [_row(f"{ours}{a}", f"{theirs}{b}", published, *older) for a, b in _BLOCK]
-    for kind in ("weight", "bias"):
-        parts = tuple(f"{ours}attention.{part}.{kind}" for part in "qkv")
-        fused_name = f"{theirs}attn.in_proj_{kind}"
-        rows.append(Row(parts, published + fused_name, tuple(o + fused_name for o in older), fused(3)))
-    return rows
-
-
-def _row(ours: str, name: str, published: str, *older: str) -> Row:
-    return Row((ours,), published + name, tuple(prefix + name for prefix in older))
-
-
+_TEXT: list[Pair] = [
+    ("text.token.weight", "token_embedding.weight"),
+    ("text.position.weight", "positional_embedding"),
+    ("text.stack.norm.{}", "ln_final.{}"),
+    ("text.project.weight", "text_projection", transposed),
+]
+_VISION: list[Pair] = [
+    ("vision.patch.weight", "conv1.weight"),
+    ("vision.first", "class_embedding"),
+    ("vision.position.weight", "positional_embedding"),
+    ("vision.(enter_norm|norm).{}", "(ln_pre|ln_post).{}"),
+    ("vision.project.weight", "proj", transposed),
+]
 TABLE = Table(
     [
-        *_blocks("text", "", "text."),
-        *_blocks("vision", "visual."),
-        _row("text.token.weight", "token_embedding.weight", "", "text."),
-        _row("text.position.weight", "positional_embedding", "", "text."),
-        _row("text.stack.norm.{}", "ln_final.{}", "", "text."),
-        Row(("text.project.weight",), "text_projection", ("text.text_projection",), transposed),
-        ("vision.patch.weight", "visual.conv1.weight"),
-        ("vision.first", "visual.class_embedding"),
-        ("vision.position.weight", "visual.positional_embedding"),
-        ("vision.enter_norm.{}", "visual.ln_pre.{}"),
-        ("vision.norm.{}", "visual.ln_post.{}"),
-        Row(("vision.project.weight",), "visual.proj", transform=transposed),
+        *rows(_TEXT, "", "", "text."),  # the text tower of a CustomTextCLIP has a prefix of its own
+        *rows(_BLOCK, "text.stack.blocks.{}.", "transformer.resblocks.{}.", "text.transformer.resblocks.{}."),
+        *rows(_VISION, "", "visual."),
+        *rows(_BLOCK, "vision.stack.blocks.{}.", "visual.transformer.resblocks.{}."),
         ("log_scale", "logit_scale"),
     ],
     # A mask that can be computed, and what OpenAI's files say of themselves.

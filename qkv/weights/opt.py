@@ -5,31 +5,20 @@ OPT-350m alone norms after each residual, has no last norm, and embeds in a narr
 
 from typing import Any
 
-from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Keys
-from qkv.weights.decoder_family import DecoderFamily
+from qkv.weights.decoder_family import DecoderFamily, fields
 from qkv.weights.family import Published, whole
-from qkv.weights.tables import Row, Table
+from qkv.weights.tables import Table, rows
 
 _ROWS = [
-    ("token.weight", "embed_tokens.weight"),
-    ("position.weight", "embed_positions.weight"),
-    ("widen.weight", "project_in.weight"),
-    ("narrow.weight", "project_out.weight"),
+    ("(token|position).weight", "embed_(tokens|positions).weight"),
+    ("(widen|narrow).weight", "project_(in|out).weight"),
     ("stack.norm.{}", "final_layer_norm.{}"),
-    *((f"stack.blocks.{{}}.attention.{part}.{{}}", f"layers.{{}}.self_attn.{part}_proj.{{}}") for part in "qkv"),
-    ("stack.blocks.{}.attention.out.{}", "layers.{}.self_attn.out_proj.{}"),
-    ("stack.blocks.{}.attention_norm.{}", "layers.{}.self_attn_layer_norm.{}"),
-    ("stack.blocks.{}.ffn.up.{}", "layers.{}.fc1.{}"),
-    ("stack.blocks.{}.ffn.down.{}", "layers.{}.fc2.{}"),
-    ("stack.blocks.{}.ffn_norm.{}", "layers.{}.final_layer_norm.{}"),
+    ("stack.blocks.{}.attention.(q|k|v|out).{}", "layers.{}.self_attn.(q|k|v|out)_proj.{}"),
+    ("stack.blocks.{}.(attention_norm|ffn_norm).{}", "layers.{}.(self_attn|final)_layer_norm.{}"),
+    ("stack.blocks.{}.ffn.(up|down).{}", "layers.{}.(fc1|fc2).{}"),
 ]
-TABLE = Table(
-    [
-        *(Row((ours,), f"model.decoder.{theirs}", (f"decoder.{theirs}",)) for ours, theirs in _ROWS),
-        ("head.weight", "lm_head.weight"),
-    ]
-)
+TABLE = Table([*rows(_ROWS, "", "model.decoder.", "decoder."), ("head.weight", "lm_head.weight")])
 
 
 def _read(published: Published) -> dict[str, Any]:
@@ -41,34 +30,23 @@ def _read(published: Published) -> dict[str, Any]:
     }
 
 
-def _write(config: DecoderConfig) -> Published:
-    return {"enable_bias": config.bias, "word_embed_proj_dim": config.embed_width}
-
-
 OPT = DecoderFamily(
     architecture="OPTForCausalLM",
     keys=Keys(
-        fields={
-            **{"vocab_size": "vocab", "max_position_embeddings": "context", "hidden_size": "dim"},
-            **{"num_hidden_layers": "layers", "num_attention_heads": "heads", "ffn_dim": "ffn_dim"},
-            **{"activation_function": "activation", "do_layer_norm_before": "norm_first"},
-            "tie_word_embeddings": "tied",
-        },
+        fields=fields(
+            ffn_dim="ffn_dim", activation="activation_function", norm_eps=None, norm_first="do_layer_norm_before"
+        ),
         read={"enable_bias", "word_embed_proj_dim"},
         fixed={
             "model_type": ("opt",),
             "_remove_final_layer_norm": (False,),
             "layer_norm_elementwise_affine": (True,),
         },
-        absent={
-            "vocab_size": 50_272,
-            "max_position_embeddings": 2048,
-            "hidden_size": 768,
-            "activation_function": "relu",
-        },
+        absent={"vocab_size": 50_272, "max_position_embeddings": 2048, "hidden_size": 768}
+        | {"activation_function": "relu"},
     ),
     values={"position_offset": 2},
     table=lambda config: TABLE,
     read=_read,
-    write=_write,
+    write=lambda config: {"enable_bias": config.bias, "word_embed_proj_dim": config.embed_width},
 )

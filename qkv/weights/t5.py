@@ -12,35 +12,36 @@ from torch import Tensor
 from qkv.config import convert
 from qkv.models.translator_config import TranslatorConfig
 from qkv.published import Keys
+from qkv.weights.configs import spelled
 from qkv.weights.family import Family, Published, drop_copies, same_numbers
-from qkv.weights.tables import Table
+from qkv.weights.tables import Table, rows
 
-
-def _layer(side: str, place: int, kind: str, names: dict[str, str], norm: str) -> list[tuple[str, str]]:
-    """Rows of one sublayer, and of the norm before it."""
-    block, layer = f"{side}.blocks.{{}}", f"{side}.block.{{}}.layer.{place}"
-    rows = [(f"{block}.{ours}.weight", f"{layer}.{kind}.{theirs}.weight") for ours, theirs in names.items()]
-    return [*rows, (f"{block}.{norm}.weight", f"{layer}.layer_norm.weight")]
-
-
-def _attention(name: str) -> dict[str, str]:
-    return {f"{name}.{ours}": theirs for ours, theirs in {"q": "q", "k": "k", "v": "v", "out": "o"}.items()}
+_ATTENTION = [
+    ("attention.(q|k|v|out).weight", "SelfAttention.(q|k|v|o).weight"),
+    ("attention_norm.weight", "layer_norm.weight"),
+]
+_MEMORY = [
+    ("memory_attention.(q|k|v|out).weight", "EncDecAttention.(q|k|v|o).weight"),
+    ("memory_norm.weight", "layer_norm.weight"),
+]
+_FFN = [("ffn.down.weight", "DenseReluDense.wo.weight"), ("ffn_norm.weight", "layer_norm.weight")]
+_SIDES = [
+    ("copies.(encoder|decoder)", "(encoder|decoder).embed_tokens.weight"),
+    ("(encoder|decoder).norm.weight", "(encoder|decoder).final_layer_norm.weight"),
+]
 
 
 def _table(config: TranslatorConfig) -> Table:
-    up = {"ffn.gate": "wi_0", "ffn.up": "wi_1"} if config.gated else {"ffn.up": "wi"}
-    rows = [("token.weight", "shared.weight"), ("head.weight", "lm_head.weight")]
-    rows += _layer("decoder", 1, "EncDecAttention", _attention("memory_attention"), "memory_norm")
-    for side, place in (("encoder", 1), ("decoder", 2)):
-        attention = f"{side}.block.0.layer.0.SelfAttention"
-        rows += [
-            (f"copies.{side}", f"{side}.embed_tokens.weight"),
-            (f"{side}.position.weight", f"{attention}.relative_attention_bias.weight"),
-            (f"{side}.norm.weight", f"{side}.final_layer_norm.weight"),
-            *_layer(side, 0, "SelfAttention", _attention("attention"), "attention_norm"),
-            *_layer(side, place, "DenseReluDense", up | {"ffn.down": "wo"}, "ffn_norm"),
-        ]
-    return Table(rows, ["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"])
+    up = ("ffn.(gate|up).weight", "(wi_0|wi_1).weight") if config.gated else ("ffn.up.weight", "wi.weight")
+    found = [*rows([("(token|head).weight", "(shared|lm_head).weight"), *_SIDES])]
+    for side, sublayers in (("encoder", (_ATTENTION, _FFN)), ("decoder", (_ATTENTION, _MEMORY, _FFN))):
+        bias = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        found += rows([("position.weight", bias)], f"{side}.", f"{side}.")
+        for place, pairs in enumerate(sublayers):
+            layer = f"{side}.block.{{}}.layer.{place}."
+            found += rows(pairs, f"{side}.blocks.{{}}.", layer)
+            found += rows([up], f"{side}.blocks.{{}}.", f"{layer}DenseReluDense.") if pairs is _FFN else []
+    return Table(found, ["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"])
 
 
 def _read(published: Published) -> dict[str, Any]:
@@ -76,13 +77,13 @@ T5 = Family(
     kind=TranslatorConfig,
     architecture="T5ForConditionalGeneration",
     keys=Keys(
-        fields={
-            **{"vocab_size": "vocab", "decoder_start_token_id": "start", "eos_token_id": "end", "pad_token_id": "pad"},
-            **{"n_positions": "context", "d_model": "dim", "d_kv": "head_dim", "d_ff": "ffn_dim", "num_heads": "heads"},
-            **{"num_layers": "layers", "num_decoder_layers": "decoder_layers", "layer_norm_epsilon": "norm_eps"},
-            **{"relative_attention_num_buckets": "relative_buckets", "dropout_rate": "dropout"},
-            "relative_attention_max_distance": "relative_farthest",
-        },
+        fields=spelled(
+            **{"context": "n_positions", "dim": "d_model", "layers": "num_layers", "heads": "num_heads"},
+            **{"ffn_dim": "d_ff", "activation": None, "norm_eps": "layer_norm_epsilon", "dropout": "dropout_rate"},
+            **{"start": "decoder_start_token_id", "end": "eos_token_id", "pad": "pad_token_id", "head_dim": "d_kv"},
+            **{"decoder_layers": "num_decoder_layers", "relative_buckets": "relative_attention_num_buckets"},
+            relative_farthest="relative_attention_max_distance",
+        ),
         read={"scale_decoder_outputs", "tie_word_embeddings"},
         harmless={"is_decoder", "dense_act_fn", "is_gated_act"},  # the last two are feed_forward_proj again
         fixed={"model_type": ("t5",), "is_encoder_decoder": (True,)},
@@ -92,15 +93,8 @@ T5 = Family(
         },
     ),
     values={
-        **{
-            "norm": "rms",
-            "norm_first": True,
-            "scale": 1.0,
-            "position": "relative",
-            "scaled": False,
-            "head_bias": False,
-        },
-        **dict.fromkeys(("bias", "attention_bias", "out_bias"), False),
+        **{"norm": "rms", "norm_first": True, "scale": 1.0, "position": "relative"},
+        **dict.fromkeys(("scaled", "head_bias", "bias", "attention_bias", "out_bias"), False),
     },
     table=_table,
     read=_read,

@@ -1,14 +1,16 @@
 """Published names <-> ours: a family's naming is a table of rows that reads in both directions.
 
     Table([
-        ("stack.blocks.{}.attention.q.{}", "text_model.encoder.layers.{}.self_attn.q_proj.{}"),
-        Row(("q.weight", "k.weight", "v.weight"), "qkv.weight", transform=fused(3)),
-    ], ignored=["text_model.embeddings.position_ids"])
+        ("stack.norm.{}", "final_layer_norm.{}"),
+        *rows([("attention.(q|k|v).{}", "self_attn.(q|k|v)_proj.{}")], "stack.blocks.{}.", "encoder.layers.{}."),
+        ("(q|k|v).weight", "qkv.weight", fused(3)),
+    ], ignored=["embeddings.position_ids"])
 
 A `{}` stands for one part of a name between dots, or a piece of it; the n-th on one side is the n-th on the other.
-The first row that matches wins. Names are compared part by part: the 250 regular expressions of a drawing model took
-20 ms to compile. `published(ours(w))` is `w`, name by name and bit by bit. Transforms of what is read
-are views, so that memory-mapped tensors stay on disk. The rows themselves stand beside the models.
+`(q|k|v)` writes several names as one: beside as many published ones, a row each; beside one, the parts that its
+transform splits. The first row that matches wins. Names are compared part by part: the 250 regular expressions of a
+drawing model took 20 ms to compile. `published(ours(w))` is `w`, name by name and bit by bit. Transforms of what is
+read are views, so that memory-mapped tensors stay on disk. The rows themselves stand in the families' files.
 """
 
 import dataclasses
@@ -30,9 +32,8 @@ class Transform(NamedTuple):
 
 same = Transform(lambda tensor: [tensor], lambda ours: ours[0])
 transposed = Transform(lambda tensor: [tensor.t()], lambda ours: ours[0].t())  # (in, out): GPT-2's Conv1D
-pointwise = Transform(
-    lambda tensor: [tensor.squeeze(3).squeeze(2)], lambda ours: ours[0][..., None, None]
-)  # (D, C, 1, 1): 1x1 conv
+# (D, C, 1, 1): a 1x1 convolution
+pointwise = Transform(lambda tensor: [tensor.squeeze(3).squeeze(2)], lambda ours: ours[0][..., None, None])
 
 
 def fused(count: int) -> Transform:
@@ -50,14 +51,35 @@ class Row:
     transform: Transform = same
 
 
+Pair = tuple[str, str] | tuple[str, str, Transform]
+
+
+def rows(pairs: Iterable[Pair], ours: str = "", published: str = "", *older: str) -> list[Row]:
+    """The rows of `pairs` (ours, published) behind these prefixes; in older files the published names have `older`."""
+    found = []
+    for mine, theirs, *transform in pairs:
+        names, others = _spellings(ours + mine), _spellings(theirs)
+        parts = [tuple(names)] if len(others) == 1 else [(name,) for name in names]
+        for part, name in zip(parts, others, strict=True):
+            found.append(Row(part, published + name, tuple(prefix + name for prefix in older), *transform))
+    return found
+
+
+def _spellings(name: str) -> list[str]:
+    """a.(q|k).b -> a.q.b and a.k.b."""
+    before, group, rest = name.partition("(")
+    words, _, after = rest.partition(")")
+    return [before + word + end for word in words.split("|") for end in _spellings(after)] if group else [name]
+
+
 class Table:
-    """A family's rows: pairs `(ours, published)` or `Row`s, and the published names that are dropped (`ignored`).
+    """A family's rows, pairs or `Row`s, and the published names that are dropped (`ignored`).
 
     ValueError if a row cannot be read backwards, or can never be reached.
     """
 
-    def __init__(self, rows: Iterable[Row | tuple[str, str]], ignored: Iterable[str] = ()) -> None:
-        self.rows = [row if isinstance(row, Row) else Row((row[0],), row[1]) for row in rows]
+    def __init__(self, items: Iterable[Row | Pair], ignored: Iterable[str] = ()) -> None:
+        self.rows = [row for item in items for row in ([item] if isinstance(item, Row) else rows([item]))]
         self._ours = [(_pattern(name), row) for row in self.rows for name in row.ours]
         self._published = [(_pattern(name), row) for row in self.rows for name in (row.published, *row.aliases)]
         self._ignored = [(_pattern(name), None) for name in ignored]
@@ -72,48 +94,31 @@ class Table:
     def ours(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our tensors from published ones. CheckpointError names those that no row knows, up to 10."""
         found: dict[str, Tensor] = {}
-        unmatched = []
-        for name, tensor in published.items():
-            if _find(name, self._ignored) is not None:
-                continue
-            match = _find(name, self._published)
-            if match is None:
-                unmatched.append(name)
-                continue
-            row, values = match
-            what = f"tensor {shorten(name)!r} of shape {tuple(tensor.shape)}"
+        wanted = [name for name in published if _find(name, self._ignored) is None]
+        for name, row, values in _matches(wanted, self._published, "published"):
+            what = f"tensor {shorten(name)!r} of shape {tuple(published[name].shape)}"
             try:
-                parts = row.transform.split(tensor)
+                parts = row.transform.split(published[name])
             except (RuntimeError, IndexError) as error:
                 raise CheckpointError(f"{what} cannot be split") from error
             if len(parts) != len(row.ours):
                 raise CheckpointError(f"{what} does not split into {len(row.ours)} equal parts")
             for pattern, part in zip(row.ours, parts):
-                ours = _fill(pattern, values)
-                if ours in found:
-                    raise CheckpointError(
-                        f"tensor {shorten(name)!r} gives {ours!r} a second time, under another spelling"
-                    )
+                if (ours := _fill(pattern, values)) in found:
+                    again = f"gives {ours!r} a second time, under another spelling"
+                    raise CheckpointError(f"tensor {shorten(name)!r} {again}")
                 found[ours] = part
-        _refuse(unmatched, "published")
         return found
 
     def published(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Published tensors from ours. CheckpointError names those that no row knows, up to 10."""
         found: dict[str, Tensor] = {}
-        unmatched = []
-        for name in ours:
-            match = _find(name, self._ours)
-            if match is None:
-                unmatched.append(name)
-                continue
-            row, values = match
+        for name, row, values in _matches(ours, self._ours, "model's"):
             parts = [_fill(pattern, values) for pattern in row.ours]
             if missing := [part for part in parts if part not in ours]:
                 raise CheckpointError(f"{_fill(row.published, values)} needs {', '.join(missing)} beside {name}")
             if name == parts[0]:
                 found[_fill(row.published, values)] = row.transform.fuse([ours[part] for part in parts])
-        _refuse(unmatched, "model's")
         return found
 
 
@@ -162,7 +167,12 @@ def _find(name: str, patterns: Iterable[tuple[Pattern, Found]]) -> tuple[Found, 
     return None
 
 
-def _refuse(unmatched: list[str], whose: str) -> None:
-    if unmatched:
-        some = ", ".join(repr(shorten(name)) for name in unmatched[:10])
-        raise CheckpointError(f"{len(unmatched)} {whose} tensors are not known to this model's table: {some}")
+def _matches(
+    names: Iterable[str], patterns: Sequence[tuple[Pattern, Row]], whose: str
+) -> list[tuple[str, Row, list[str]]]:
+    """Each name with its row and what fills its holes. CheckpointError names those that have none, up to 10."""
+    found = [(name, _find(name, patterns)) for name in names]
+    if unknown := [name for name, match in found if match is None]:
+        some = ", ".join(repr(shorten(name)) for name in unknown[:10])
+        raise CheckpointError(f"{len(unknown)} {whose} tensors are not known to this model's table: {some}")
+    return [(name, *match) for name, match in found if match]
