@@ -2,14 +2,18 @@
 model of paper that says what a script says."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from qkv import registry
 from qkv.engine.engine import Engine
 from qkv.engine.runner import Chunk
 from qkv.loaded.language import Language
@@ -33,6 +37,74 @@ from qkv.weights.clip import save_clip
 from qkv.weights.decoder import save_decoder
 from qkv.weights.diffusers import save_latent_diffusion
 from qkv.weights.preprocess import save_preprocess
+
+# The data home: never the user's own, of which the suite shares the compiled kernels and may read the models.
+
+USERS = Path(os.path.realpath(registry.home()))
+WRITES = {"os.mkdir": 0, "os.rename": 1, "os.remove": 0, "os.rmdir": 0, "os.link": 1, "os.symlink": 1, "os.truncate": 0}
+
+
+def make_home(folder: Path, *shared: str) -> Path:
+    folder.mkdir()
+    for name in shared:
+        (folder / name).symlink_to(USERS / name)
+    return folder
+
+
+def is_users(path: object) -> bool:
+    """Whether what is written at `path` lies in the user's home, beside the kernels."""
+    if not isinstance(path, str | bytes | os.PathLike):  # a descriptor
+        return False
+    real = Path(os.path.realpath(os.fsdecode(path)))
+    return real.is_relative_to(USERS) and not real.is_relative_to(USERS / "kernels")
+
+
+def guard(event: str, arguments: tuple) -> None:
+    """An audit hook: fails the test that writes into the user's home, or starts a Python that would."""
+    if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        assert not is_users(arguments[0]), f"a test writes {arguments[0]}, in the user's data home"
+    elif event in WRITES:
+        path = arguments[WRITES[event]]
+        assert not is_users(path), f"a test writes {path}, in the user's data home"
+    elif event == "subprocess.Popen":
+        program, _, _, env = arguments
+        if Path(os.fsdecode(program)).name.startswith(("python", "qkv")):
+            home = dict(os.environ if env is None else env).get("QKV_HOME", USERS)
+            assert not is_users(home), "a test starts a process that writes into the user's data home"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def suites_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each process of pytest-xdist has its own."""
+    (USERS / "kernels").mkdir(parents=True, exist_ok=True)
+    sys.addaudithook(guard)
+    with mock.patch.dict(os.environ, QKV_HOME=str(make_home(tmp_path_factory.mktemp("suite") / "home", "kernels"))):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def environment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a test sets ends with it (`--offline` sets variables of the process); one marked `weights` sees the user's
+    models."""
+    with mock.patch.dict(os.environ):
+        if request.node.get_closest_marker("weights"):
+            folder = make_home(tmp_path_factory.mktemp("weights") / "home", "kernels", "models")
+            os.environ["QKV_HOME"] = str(folder)
+        yield
+
+
+@pytest.fixture
+def users_home() -> Path:
+    return USERS
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data home of the test's own."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("QKV_HOME", str(folder))
+    return folder
+
 
 TEXTS = [
     "a photo of an astronaut riding a horse on mars",
@@ -101,14 +173,6 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_clip(clip, folder)
     tokenizer.save(folder)
     save_preprocess(Preprocess(resize=32, crop=(32, 32)), folder)
-    return folder
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty data home of the test's own."""
-    folder = tmp_path / "home"
-    monkeypatch.setenv("QKV_HOME", str(folder))
     return folder
 
 

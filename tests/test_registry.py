@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,3 +162,23 @@ def test_home(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Non
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert str(registry.home()) in ("/a", "/b/qkv", "/c/.cache/qkv")
+
+
+def test_no_test_writes_into_the_user_s_data_home(users_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by any call that makes, moves or removes, nor by a process that it starts."""
+    assert registry.home() != users_home
+    monkeypatch.setenv("QKV_HOME", str(users_home))
+    path = registry.home() / "hashes" / "0"
+    for write in (
+        path.touch,
+        path.mkdir,
+        path.unlink,
+        path.rmdir,
+        lambda: path.rename(path),
+        lambda: os.truncate(path, 0),
+    ):
+        with pytest.raises(AssertionError, match="a test writes .*hashes"):
+            write()
+    for env in (None, {}):
+        with pytest.raises(AssertionError, match="a test starts a process"):
+            subprocess.run([sys.executable, "-c", ""], env=env)

@@ -14,10 +14,10 @@ from qkv.sample.tokens import Sampling
 from qkv.weights.gguf import open_gguf
 from qkv.weights.gguf_decoder import load_gguf, read_decoder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.weights]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def path():
     try:
         found = find("smollm2", offline=True)
