@@ -13,7 +13,7 @@ from qkv.errors import CheckpointError, ConfigError, shorten
 from qkv.loaded import generation
 from qkv.models.bert import Pooling
 from qkv.published import Keys
-from qkv.text.vocabulary import read_text
+from qkv.untrusted import read_text
 from qkv.weights.families import unknown_keys
 from qkv.weights.folder import Folder
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlug
 from qkv.errors import CheckpointError, InputError, NotFoundError, shorten
 from qkv.index.passages import LINK, Skipped, walk
 from qkv.pictures.png import lean
-from qkv.weights.regular import open_regular
+from qkv.untrusted import open_regular
 
 MAX_FILE = 64 << 20  # bytes
 MAX_PIXELS = 80_000_000  # 240 MB in memory

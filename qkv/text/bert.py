@@ -20,8 +20,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from qkv.errors import CheckpointError, InputError, OutputError, shorten
 from qkv.text.language import MAX_TEXT
 from qkv.text.language_files import Told, complete, read_folder, read_told, tokens_of
-from qkv.text.vocabulary import MAX_ID, Added, backend_token, read_json, read_text
+from qkv.text.vocabulary import MAX_ID, Added, backend_token
 from qkv.text.words import valid_text
+from qkv.untrusted import read_json, read_text
 
 FILES = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"),
@@ -92,7 +93,7 @@ class BertTokenizer:
 
     @classmethod
     def _read(cls, folder: Path, told: Told, files: Mapping[str, str]) -> "BertTokenizer":
-        whole = read_json(folder / "tokenizer.json")
+        whole = read_json(folder / "tokenizer.json", optional=True)
         names = {ours: token.content for key, ours in _KEYS.items() if (token := told.named.get(key))}
         match whole.get("model"):
             case {"type": "WordPiece", "vocab": dict(ids), **model}:

@@ -18,7 +18,7 @@ from typing import Any
 
 from qkv.errors import CheckpointError, InputError, OutputError, unknown
 from qkv.text.language import MAX_TEXT, LanguageTokenizer
-from qkv.text.vocabulary import read_json, read_text
+from qkv.untrusted import read_json, read_text
 
 ROLES = ("system", "user", "assistant", "tool")
 MAX_MESSAGES = 10_000
@@ -56,7 +56,9 @@ class ChatTemplate:
         file = Path(folder) / _FILE
         if file.is_file():
             return cls(read_text(file))
-        return cls(_source(read_json(Path(folder) / "tokenizer_config.json").get("chat_template"), folder))
+        return cls(
+            _source(read_json(Path(folder) / "tokenizer_config.json", optional=True).get("chat_template"), folder)
+        )
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "ChatTemplate":

@@ -13,8 +13,9 @@ from typing import Any
 
 from qkv.errors import CheckpointError, ConfigError, shorten
 from qkv.published import Keys
-from qkv.text.vocabulary import Added, Vocabulary, assemble, pairs, read_json, read_object, read_text
+from qkv.text.vocabulary import Added, Vocabulary, assemble, pairs, read_vocab
 from qkv.text.words import Rules, byte_rules, json_rules
+from qkv.untrusted import read_json
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 KEYS = Keys(
@@ -91,7 +92,7 @@ class Told:
 
 def read_told(folder: Path) -> Told:
     """CheckpointError for what is broken; ConfigError for a key that cannot be honoured."""
-    config, model = read_json(folder / "tokenizer_config.json"), read_json(folder / "config.json")
+    config, model = (read_json(folder / name, optional=True) for name in ("tokenizer_config.json", "config.json"))
     try:
         KEYS.ours(config)
     except ConfigError as error:
@@ -100,7 +101,7 @@ def read_told(folder: Path) -> Told:
     kind = config.get("tokenizer_class") or model.get("tokenizer_class") or _OF_MODEL.get(str(model.get("model_type")))
     decoder = config.get("added_tokens_decoder")
     if not isinstance(decoder, Mapping):
-        config = config | read_json(folder / "special_tokens_map.json")
+        config = config | read_json(folder / "special_tokens_map.json", optional=True)
     named = _named(config)
     return Told(
         config,
@@ -120,7 +121,7 @@ def _decoded(decoder: Mapping[str, Any], folder: Path) -> Iterator[Added]:
 def _older(named: Iterable[Added], folder: Path) -> Iterator[Added]:
     """From added_tokens.json, which says no more than names and ids."""
     special, file = {token.content for token in named}, folder / "added_tokens.json"
-    for name, id in read_json(file).items():
+    for name, id in read_json(file, optional=True).items():
         yield Added(id=_id(id, str(file)), content=name, special=name in special, normalized=name not in special)
 
 
@@ -129,12 +130,11 @@ def read_folder(folder: Path) -> Vocabulary:
     that cannot be honoured."""
     told, file, values = read_told(folder), folder / "tokenizer.json", dict[str, Any]()
     if file.is_file():
-        values = read_object(file)
+        values = read_json(file)
         ids, merges = _model(values, file)
     else:
         file = folder / "vocab.json"
-        ids, lines = read_object(file), read_text(folder / "merges.txt").splitlines()
-        merges = [line for line in lines if line and not line.startswith("#version")]
+        ids, merges = read_vocab(folder)
     try:
         return _assembled(told, values, ids, merges, stops=list(_stops(folder)))
     except CheckpointError as error:
@@ -228,7 +228,7 @@ def _nodes(node: Any, children: str) -> list[dict[str, Any]]:
 
 def _stops(folder: Path) -> Iterator[int]:
     for name in ("generation_config.json", "config.json"):
-        given = read_json(folder / name).get("eos_token_id")
+        given = read_json(folder / name, optional=True).get("eos_token_id")
         yield from (id for id in (given if isinstance(given, list) else [given]) if type(id) is int)
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qkv.errors import CheckpointError, InputError, OutputError, shorten
+from qkv.errors import CheckpointError, InputError, MissingDependencyError, OutputError, shorten
+from qkv.untrusted import parse_json
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -38,7 +39,7 @@ class Pieces:
             raise CheckpointError("the vocabulary's numbers are not 0, 1, 2 ..., each once")
         self.ids = dict(ids)
         self.models = source, target
-        self._source, self._target = _open(source), _open(target)
+        self._source, self._target = open_sentencepiece(source), open_sentencepiece(target)
         self._pieces = [piece for piece, _ in sorted(ids.items(), key=lambda pair: pair[1])]
         self.vocab, self.end, self.pad = len(ids), ids[END], ids[PAD]
 
@@ -81,11 +82,8 @@ class Pieces:
 
 def read_pieces(source: bytes, target: bytes, vocabulary: bytes) -> Pieces:
     """From the contents of the three files. Raises CheckpointError."""
-    try:
-        ids = json.loads(vocabulary)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"vocab.json is not JSON: {shorten(str(error))}") from error
-    if not isinstance(ids, dict) or not all(type(number) is int for number in ids.values()):
+    ids = parse_json(vocabulary, "vocab.json")
+    if not all(type(number) is int for number in ids.values()):
         raise CheckpointError("vocab.json is no table from pieces to numbers")
     return Pieces(source, target, ids)
 
@@ -113,14 +111,17 @@ def learn_pieces(texts: Iterable[str], vocab: int, *, byte_fallback: bool = True
         )
     except (RuntimeError, OSError) as error:
         raise InputError(f"the texts give no vocabulary of vocab={vocab}: {shorten(str(error), 200)}") from error
-    learnt = _open(model.getvalue())
+    learnt = open_sentencepiece(model.getvalue())
     ids = {learnt.id_to_piece(id): id for id in range(learnt.get_piece_size())}
     return Pieces(model.getvalue(), model.getvalue(), ids | {PAD: len(ids)})
 
 
-def _open(model: bytes) -> "SentencePieceProcessor":
-    import sentencepiece
-
+def open_sentencepiece(model: bytes) -> "SentencePieceProcessor":
+    """A published model. CheckpointError for a broken one, MissingDependencyError without the library."""
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise MissingDependencyError.needs("sentencepiece", "translate") from error
     if not 0 < len(model) <= MAX_FILE:
         raise CheckpointError(f"the SentencePiece model has {len(model)} bytes; it must be 1 to {MAX_FILE}")
     try:

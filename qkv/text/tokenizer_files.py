@@ -16,11 +16,11 @@ from typing import Any
 
 from qkv.errors import CheckpointError, OutputError, shorten
 from qkv.published import Keys
-from qkv.text.vocabulary import Added
+from qkv.text.vocabulary import Added, read_vocab
+from qkv.untrusted import read_json
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 CONTEXT = 77  # positions of every published CLIP text encoder
-MAX_BYTES = 16 << 20  # a file of the folder; the published ones have 1 to 4 MB
 MAX_CONTEXT = 100_000  # more is no limit
 END = "</w>"  # of a word's last symbol
 
@@ -68,13 +68,14 @@ class Files:
 
 def read_files(folder: Path) -> Files:
     """The tokenizer's files in `folder`. CheckpointError, ConfigError."""
-    config, special = (_read_json(folder / name) if (folder / name).is_file() else {} for name in (CONFIG, MAP))
+    config, special = (read_json(folder / name, optional=True) for name in (CONFIG, MAP))
     CONFIG_KEYS.ours(config)
     file = folder / "tokenizer.json"
     if file.is_file():
         vocab, merges, listed = _read_tokenizer_json(file)
     else:
-        vocab, merges, listed = _read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt"), []
+        (vocab, lines), listed = read_vocab(folder), []
+        merges = [_merge(line.split(" "), folder / "merges.txt") for line in lines]
     if (decoder := config.get("added_tokens_decoder")) is None:
         said = config | special
         tokens = {**_added_json(folder / ADDED, said), **_by_content(listed, file)}
@@ -151,7 +152,7 @@ def _decoded(decoder: Any, file: Path) -> list[Any]:
 
 def _added_json(file: Path, said: Mapping[str, Any]) -> dict[str, Added]:
     """added_tokens.json, the oldest way: content and id."""
-    ids = _read_json(file) if file.is_file() else {}
+    ids = read_json(file, optional=True)
     special = {*_specials(said, file), *(_name(said[key], key, file) for key in _CONTROL if said.get(key) is not None)}
     return {content: _added({"content": content}, id, file, special=content in special) for content, id in ids.items()}
 
@@ -193,35 +194,8 @@ def _name(token: Any, key: str, file: Path) -> str:
     raise CheckpointError(f"{file}: {key}={shorten(repr(token))} is not a token")
 
 
-def _read(path: Path) -> str:
-    """A text file of bounded size; raises CheckpointError."""
-    if not path.is_file():  # a pipe or a device would never end
-        raise CheckpointError(f"{path} is not there; a CLIP tokenizer has tokenizer.json, or vocab.json and merges.txt")
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
-        raise CheckpointError(f"{path} is larger than {MAX_BYTES >> 20} MiB; that is no CLIP tokenizer")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text; get it again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {shorten(str(error))}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object; get it again")
-    return values
-
-
 def _read_tokenizer_json(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]], list[Any]]:
-    values = _read_json(path)
+    values = read_json(path)
     model, listed = values.get("model"), values.get("added_tokens")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != END:
         raise CheckpointError(f"{path} is not a CLIP tokenizer: its model is not BPE with {END!r}")
@@ -230,12 +204,6 @@ def _read_tokenizer_json(path: Path) -> tuple[dict[str, Any], list[tuple[str, st
         raise CheckpointError(f"{path} has no vocab and merges; get it again")
     pairs = [_merge(pair.split(" ") if isinstance(pair, str) else pair, path) for pair in merges]
     return vocab, pairs, listed if isinstance(listed, list) else []
-
-
-def _read_merges(path: Path) -> list[tuple[str, str]]:
-    lines = _read(path).removesuffix("\n").split("\n")
-    pairs = (line.removesuffix("\r").split(" ") for line in lines if not line.startswith("#version"))
-    return [_merge(pair, path) for pair in pairs]
 
 
 def _merge(pair: object, path: Path) -> tuple[str, str]:

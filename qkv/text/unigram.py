@@ -15,9 +15,11 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from qkv.errors import CheckpointError, MissingDependencyError, shorten
-from qkv.text.vocabulary import MAX_BYTES, MAX_ID, read_json
+from qkv.errors import CheckpointError, shorten
+from qkv.text.pieces import open_sentencepiece
+from qkv.text.vocabulary import MAX_ID
 from qkv.text.words import valid_text
+from qkv.untrusted import MAX_BYTES, read_bytes, read_json
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 MARK = re.compile(r"(<extra_id_\d{1,3}>)")
@@ -142,17 +144,9 @@ def _check_cuts(node: Any, file: Path) -> None:
 
 def _from_sentencepiece(file: Path) -> Unigram:
     try:
-        import sentencepiece
-    except ImportError as error:
-        raise MissingDependencyError.needs("sentencepiece", "translate") from error
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-        if not 0 < len(data) <= MAX_BYTES:
-            raise CheckpointError(f"{file} has {len(data)} bytes; it must be 1 to {MAX_BYTES}")
-        model = sentencepiece.SentencePieceProcessor(model_proto=data)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {shorten(str(error))}") from error
+        model = open_sentencepiece(read_bytes(file, MAX_BYTES))
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
     pieces = [model.id_to_piece(id) for id in range(model.get_piece_size())]
     return Unigram(
         pieces + [f"<extra_id_{i}>" for i in reversed(range(MARKS))],

@@ -18,9 +18,8 @@ from tokenizers import models, pre_tokenizers, processors
 from qkv.errors import CheckpointError, OutputError, shorten
 from qkv.text.gguf_pieces import piece_merges, piece_rules
 from qkv.text.words import Rules, gguf_rules
-from qkv.textfiles import NotTextError, refuse_pointer
+from qkv.untrusted import read_json, read_text
 
-MAX_BYTES = 24 << 20  # a file of the folder; the longest published ones that are read here have 17 MB
 MAX_ID = 1 << 24
 
 # The bytes of a byte-level vocabulary, by how they are spelled: as themselves where that is printable, the others as
@@ -206,6 +205,16 @@ def backend_token(token: Added) -> tokenizers.AddedToken:
     )
 
 
+def read_vocab(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """vocab.json and the merges of merges.txt. CheckpointError."""
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    for file in (vocab, merges):
+        if not file.is_file():
+            raise CheckpointError(f"{file} is not there; a tokenizer has tokenizer.json, or vocab.json and merges.txt")
+    lines = (line.removesuffix("\r") for line in read_text(merges).split("\n"))
+    return read_json(vocab), [line for line in lines if line and not line.startswith("#version")]
+
+
 def pairs(merges: list[Any]) -> list[tuple[str, str]]:
     """Merges are "left right", or in newer files two texts; symbols hold no space."""
     pairs: list[Any] = [
@@ -216,40 +225,3 @@ def pairs(merges: list[Any]) -> list[tuple[str, str]]:
         if len(pair) != 2:
             raise CheckpointError(f"the merge {shorten(repr(merge))} is not two symbols; get the tokenizer again")
     return pairs
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file of bounded size, empty if there is none. CheckpointError."""
-    return read_object(file) if file.is_file() else {}
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file of bounded size. CheckpointError."""
-    try:
-        values = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON: {shorten(str(error))}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} holds no JSON object; get it again")
-    return values
-
-
-def read_text(file: Path) -> str:
-    """A text file of bounded size. CheckpointError."""
-    if not file.is_file():  # a pipe or a device would never end
-        raise CheckpointError(f"{file} is not there; a tokenizer has tokenizer.json, or vocab.json and merges.txt")
-    try:
-        with file.open("rb") as stream:
-            size = stream.seek(0, 2)
-            if size > MAX_BYTES:
-                raise CheckpointError(f"{file} has {size:,} bytes; a tokenizer's files have at most {MAX_BYTES:,}")
-            stream.seek(0)
-            data = stream.read(MAX_BYTES)
-        refuse_pointer(data)
-        return data.decode()
-    except NotTextError as error:
-        raise CheckpointError(f"cannot read {file}: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{file} is not UTF-8 text; get it again") from error

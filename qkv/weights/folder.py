@@ -20,10 +20,9 @@ from torch import Tensor
 from qkv.atomic import replacing
 from qkv.errors import CheckpointError, shorten
 from qkv.published import Keys
+from qkv.untrusted import read_bytes, read_json
 from qkv.weights.files import PICKLES, open_tensors, pickle_refused, save_tensors, unique
-from qkv.weights.regular import open_regular
 
-MAX_JSON = 16 << 20  # the longest published indexes are below 10 MiB; in memory it may grow twentyfold
 MAX_BYTES = 64 << 20  # of another file that is read whole
 STEMS = ("model", "diffusion_pytorch_model")  # transformers' name, diffusers' name
 
@@ -64,31 +63,15 @@ class Folder:
         return os.path.lexists(self._real / name)
 
     def json(self, name: str) -> dict[str, Any]:
-        """The JSON object in the file `name`, of at most 16 MiB. CheckpointError if it is anything else.
+        """The JSON object in the file `name`, in which no key is there twice. CheckpointError if it is anything else.
 
         `NaN` and `Infinity` pass, since published configurations hold them; `config.build` refuses them by key.
         """
-        where = f"{self.path}: {shorten(name)!r}"
-        with open_regular(self.file(name)) as file:
-            data = file.read(MAX_JSON + 1)
-        if len(data) > MAX_JSON:
-            raise CheckpointError(f"{where} is larger than {MAX_JSON} bytes")
-        try:
-            value = json.loads(data.decode(), object_pairs_hook=unique)
-        except (ValueError, RecursionError) as error:
-            reason = "it nests too deep" if isinstance(error, RecursionError) else error
-            raise CheckpointError(f"{where} is not JSON that can be read: {reason}") from error
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{where} holds {type(value).__name__}, not a JSON object")
-        return value
+        return read_json(self.file(name), pairs=unique)
 
     def bytes(self, name: str) -> bytes:
         """The file `name`, of at most 64 MiB. CheckpointError."""
-        with open_regular(self.file(name)) as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise CheckpointError(f"{self.path}: {shorten(name)!r} is larger than {MAX_BYTES} bytes")
-        return data
+        return read_bytes(self.file(name), MAX_BYTES)
 
     def unknown(self, tables: Mapping[str, Keys]) -> list[str]:
         """Warnings that name the keys which no table knows, of the files among `tables` that are here."""

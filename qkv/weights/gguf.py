@@ -25,8 +25,8 @@ import numpy as np
 
 from qkv.errors import CheckpointError, shorten
 from qkv.registry import parts
+from qkv.untrusted import open_regular
 from qkv.weights.quantised import KINDS, Blocks
-from qkv.weights.regular import open_regular
 
 # Published headers have 2 to 16 MiB, 20 to 60 keys, up to 1,200 tensors, arrays of up to 520,000 items.
 MAX_HEADER = 32 << 20

@@ -356,7 +356,7 @@ def test_a_hub_cache_may_link_to_its_blobs_and_nowhere_else(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"\xff", "codec"),
+        (b"\xff", "not UTF-8"),
         (b"{", "JSON"),
         (b"[]", "list"),
         (b'{"a": 1, "a": 2}', "twice"),

@@ -8,7 +8,11 @@ import pytest
 from qkv.errors import CheckpointError, InputError
 from qkv.fetch.pull import find
 from qkv.pictures.files import open_picture
+from qkv.text.bert import BertTokenizer
+from qkv.text.chat import ChatTemplate
 from qkv.text.language import LanguageTokenizer
+from qkv.text.tokenizer import Tokenizer
+from qkv.text.unigram import Unigram
 from qkv.weights.diffusers import load_latent_diffusion
 from qkv.weights.files import open_tensors
 from qkv.weights.folder import Folder
@@ -31,6 +35,16 @@ READERS = {
 }
 
 
+# Of each kind of tokenizer every file that may be there, and files that must be there beside it.
+TOKENIZERS = {
+    Tokenizer: ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
+    LanguageTokenizer: ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "config.json"),
+    BertTokenizer: ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json"),
+    Unigram: ("tokenizer.json", "spiece.model"),
+    ChatTemplate: ("tokenizer_config.json", "chat_template.jinja"),
+}
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_a_pointer_is_called_that(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(POINTER)
@@ -38,6 +52,15 @@ def test_a_pointer_is_called_that(tmp_path: Path, name: str) -> None:
         READERS[name](tmp_path / name)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in TOKENIZERS.items() for name in names])
+def test_so_it_is_by_every_tokenizer(tmp_path: Path, kind: type[Tokenizer], name: str) -> None:
+    for other in ("vocab.json", "merges.txt"):
+        (tmp_path / other).write_text("{}" if other == "vocab.json" else "")
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=f"{name}.*{SAID}"):
+        kind.load(tmp_path)
 
 
 def test_in_a_pipeline_it_names_the_file(tmp_path: Path, tiny: Path) -> None:
