@@ -1,5 +1,6 @@
 # make draw PROMPT="a dog in a suit"    from a bare clone to a picture
 # make chat                             from a bare clone to a talk; with PROMPT="..." one answer
+# make serve                            the endpoint and its address; ARGS="--port 9000" and more
 # make test                             lint, types and the whole suite
 # make test-narrow                      what depends on the processor, as on one with AVX2 and no more
 #
@@ -9,7 +10,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
 export PROMPT
 
-.PHONY: draw chat test test-narrow lint types suite slow gpu peers clean
+.PHONY: draw chat serve test test-narrow lint types suite slow gpu peers clean
 
 draw: .venv/installed
 	@.venv/bin/qkv draw "$${PROMPT:-a dog in a suit}"
@@ -17,6 +18,9 @@ draw: .venv/installed
 
 chat: .venv/installed
 	@.venv/bin/qkv chat $${PROMPT:+"$$PROMPT"}
+
+serve: .venv/installed-serve
+	@.venv/bin/qkv serve $(ARGS)
 
 test: lint types suite
 
@@ -54,6 +58,10 @@ peers:
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) torch
 	$(PIP) -e .
+	@touch $@
+
+.venv/installed-serve: .venv/installed
+	$(PIP) -e '.[serve]'
 	@touch $@
 
 .venv/installed-dev: .venv/installed

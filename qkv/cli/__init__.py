@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from qkv.cli import doctor, evaluating, models, pictures, text, training, translate, understand, write
+from qkv.cli import doctor, evaluating, models, pictures, serve, text, training, translate, understand, write
 from qkv.cli.doors import flush_or_shut, open_doors
 from qkv.cli.shared import INTERRUPTED, Shared, verb
 from qkv.errors import QkvError, shorten, unknown
@@ -43,6 +43,7 @@ app.command()(understand.fill)
 app.command()(understand.embed)
 app.command()(understand.search)
 app.command(cls=understand.LabelsCommand)(understand.classify)
+app.command()(serve.serve)
 app.command()(models.pull)
 app.command()(models.export)
 app.command()(training.train)

@@ -5,6 +5,7 @@ our `Settings` as JSON, from which the very same picture can be drawn again. Nei
 the same picture is the same file. Left out: JPEG and WebP, and the node graphs of other tools.
 """
 
+import io
 import json
 import os
 import re
@@ -89,12 +90,17 @@ class Picture:
         path = Path(path)
         if path.suffix.lower() != ".png":
             raise OutputError(f"cannot write {path}: pictures are PNG files; give a name that ends in .png")
-        text = PngImagePlugin.PngInfo()
+        with replacing(path) as file:
+            file.write(self.png())
+        return path
+
+    def png(self) -> bytes:
+        """The PNG file."""
+        text, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
         text.add_text("parameters", _valid(parameters(self.settings)))
         text.add_text("qkv", json.dumps(as_dict(self.settings)))
-        with replacing(path) as file:
-            self.image.save(file, format="PNG", pnginfo=text)
-        return path
+        self.image.save(buffer, format="PNG", pnginfo=text)
+        return buffer.getvalue()
 
 
 def _valid(text: str) -> str:

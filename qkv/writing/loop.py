@@ -97,18 +97,22 @@ def _stream(job: "_Job") -> Iterator[Piece | Completion]:
     yield from job.end()
 
 
-async def awrite(task: Task) -> AsyncIterator[Piece | Completion]:
+def awrite(task: Task) -> AsyncIterator[Piece | Completion]:
     """`write` for a coroutine. Beams come whole."""
-    if task.beams > 1:
-        *_, completion = await asyncio.to_thread(lambda: list(_search(task)))
-        yield completion
-        return
-    job = _Job(task)
+    return _asearch(task) if task.beams > 1 else _astream(_Job(task))
+
+
+async def _astream(job: "_Job") -> AsyncIterator[Piece | Completion]:
     async for event in job.handle:
         for piece in job.take(event):
             yield piece
     for found in job.end():
         yield found
+
+
+async def _asearch(task: Task) -> AsyncIterator[Piece | Completion]:
+    *_, completion = await asyncio.to_thread(lambda: list(_search(task)))
+    yield completion
 
 
 class _Job:

@@ -1,0 +1,133 @@
+"""OpenAI's dialect for pictures: generations. https://platform.openai.com/docs/api-reference/images
+
+What this server's models know beside it stands at the top level: seed, negative_prompt, num_inference_steps,
+guidance_scale, sampler.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from PIL import Image
+from pydantic import ConfigDict, Field
+
+from qkv.errors import InputError, NotFoundError, quoted
+from qkv.pictures import request as wishes
+from qkv.pictures.picture import Picture
+from qkv.serve.answers import Json, Plain, base64_text, encoded, server_sent, until_gone
+from qkv.serve.openai import Body, body
+from qkv.serve.rooms import Rooms, Step
+
+router = APIRouter(tags=["OpenAI"])
+MAX_PICTURES = 10  # of one request, as OpenAI's
+_SAID_ONLY = ("quality", "style", "background", "moderation")  # what a model of this kind has no word for
+
+
+class ImageBody(Body):
+    """/v1/images/generations"""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"example": {"prompt": "a dog in a suit", "seed": 1}})
+
+    prompt: str
+    negative_prompt: str | None = None
+    n: int | None = Field(None, ge=1, le=MAX_PICTURES)
+    size: str | None = None
+    seed: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    output_compression: int | None = Field(None, ge=0, le=100)
+    stream: bool | None = None
+    partial_images: int | None = Field(None, ge=0, le=3)
+    quality: str | None = None
+    style: str | None = None
+    background: str | None = None
+    moderation: str | None = None
+
+    def wish(self) -> wishes.Request:
+        return wishes.Request(
+            prompts=(self.prompt,),
+            negatives=(self.negative_prompt or "",),
+            count=self.n or 1,
+            seeds=() if self.seed is None else (self.seed,),
+            steps=self.num_inference_steps,
+            guidance=self.guidance_scale,
+            sampler=self.sampler,
+            size=size(self.size),
+        )
+
+    def ignored(self) -> list[str]:
+        names = [name for name in _SAID_ONLY if getattr(self, name) not in (None, "auto")]
+        return [f"ignored: {', '.join(names)} changed nothing"] if names else []
+
+
+def size(given: str | None) -> tuple[int, int] | None:
+    """Width and height of "512x512"; None for auto. InputError."""
+    if given is None or given == "auto":
+        return None
+    width, _, height = given.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and len(given) < 16):
+        raise InputError(f"size={quoted(given)} is not WIDTHxHEIGHT in pixels, such as 512x512, or auto")
+    return int(width), int(height)
+
+
+@router.post("/v1/images/generations")
+async def generations(asked: ImageBody, request: Request) -> Any:
+    rooms: Rooms = request.app.state.rooms
+    if asked.response_format == "url":
+        raise InputError("response_format=url: this server hands pictures over in the answer; ask for b64_json")
+    previews = (asked.partial_images or 0) if asked.stream else 0
+    events = await until_gone(request, rooms.draw(asked.wish(), asked.model, previews=previews))
+    if asked.stream:
+        return server_sent(_stream(rooms, events, asked), body)
+
+    async def all_of_them() -> list[Picture]:
+        async with aclosing(events) as each:  # type: ignore[type-var]
+            return [event async for event in each if isinstance(event, Picture)]
+
+    found = await until_gone(request, all_of_them())
+    data = [{"b64_json": await _file(rooms, picture, asked), "seed": picture.seed} for picture in found]
+    answer = {"created": int(time.time()), "data": data, "output_format": asked.output_format or "png"}
+    return Json(answer | _said(found[0], asked))
+
+
+def _said(picture: Picture, asked: ImageBody) -> Plain:
+    warnings = [*picture.warnings, *asked.unknown(), *asked.ignored()]
+    return {"size": "{}x{}".format(*picture.settings.size)} | ({"warnings": warnings} if warnings else {})
+
+
+async def _file(rooms: Rooms, picture: Picture, asked: ImageBody) -> str:
+    """The picture in base64; as PNG with how it was drawn."""
+    if asked.output_format in (None, "png"):
+        return base64_text(await rooms.beside(picture.png))
+    return await _encoded(rooms, picture.image, asked)
+
+
+async def _encoded(rooms: Rooms, image: Image.Image, asked: ImageBody) -> str:
+    kind, quality = asked.output_format or "png", asked.output_compression
+    return base64_text(await rooms.beside(lambda: encoded(image, kind, 90 if quality is None else quality)))
+
+
+async def _stream(rooms: Rooms, events: AsyncIterator[Step | Picture], asked: ImageBody) -> AsyncIterator[Plain | str]:
+    partial = 0
+    about = {"output_format": asked.output_format or "png", "background": "opaque", "quality": "auto"}
+    async for event in events:
+        head = about | {"created_at": int(time.time())}
+        if isinstance(event, Picture):
+            picture = {"b64_json": await _file(rooms, event, asked), "seed": event.seed}
+            yield head | {"type": "image_generation.completed"} | picture | _said(event, asked)
+            partial = 0
+        elif event.preview is not None:
+            picture = {"b64_json": await _encoded(rooms, event.preview, asked), "partial_image_index": partial}
+            size = "{}x{}".format(*event.preview.size)
+            yield head | {"type": "image_generation.partial_image", "size": size} | picture
+            partial += 1
+
+
+@router.post("/v1/images/variations")
+async def variations() -> None:
+    raise NotFoundError("no model here varies a picture; /v1/images/generations draws from a text")
