@@ -6,6 +6,7 @@ names the key. Nothing here imports code by name.
 
 import dataclasses
 import math
+import re
 import tomllib
 import types
 import typing
@@ -13,13 +14,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qkv.errors import ConfigError, InputError, shorten, unknown
+from qkv.errors import ConfigError, InputError, quoted, shorten, unknown
 from qkv.textfiles import read_text
 
 T = TypeVar("T")
 
 MAX_TOML = 1 << 20  # bytes of a file
 MANY = 1 << 14  # values that are looked at one by one
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}  # of a size, as powers of two
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -124,6 +126,15 @@ def make_plain(request: Any) -> None:
         if value is None and not optional and field.default is not dataclasses.MISSING:
             value = field.default
         object.__setattr__(request, field.name, value)
+
+
+def parse_bytes(name: str, given: object) -> int:
+    """A size: bytes, or a text with K, M, G or T of them, which are powers of 1,024. Raises ConfigError."""
+    text = str(given) if type(given) is int and abs(given) < 1 << 62 else given if isinstance(given, str) else ""
+    match = re.fullmatch(r"(\d{1,19}(?:\.\d{1,3})?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise ConfigError(f"{name}={quoted(given)} is no size; give bytes, or such as 500M or 2G")
+    return int(float(match[1]) * (1 << _UNITS[match[2].upper()]))
 
 
 def read_toml(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 
 from qkv.config import plain
 from qkv.device import find_device, find_dtype
-from qkv.errors import InputError, QkvError
+from qkv.errors import ConfigError, InputError, QkvError
 from qkv.fetch.pull import find
 from qkv.loaded.where import Where
 from qkv.pictures.request import Request
@@ -69,6 +69,15 @@ def test_numbers_of_numpy_and_lists_are_taken():
     assert find_dtype(None, torch.device("cpu")) is find_dtype("auto", torch.device("cpu"))
 
 
+def test_a_memory_is_a_size():
+    for given in (1 << 31, "2G", "2 GiB", np.int64(1 << 31), Where(memory="2048m").memory):
+        assert Where(memory=given).pool == 1 << 31  # type: ignore[arg-type]
+    assert Where().pool is None
+    for odd in (-1, True, 1.5, "much", "1e9", ""):
+        with pytest.raises(ConfigError, match="memory=.* is no size; give bytes, or such as 500M or 2G"):
+            Where(memory=odd)  # type: ignore[arg-type]
+
+
 def test_draw_takes_them(tiny):
     given = {"count": np.int64(1), "seed": np.array([5]), "steps": np.int16(2), "size": [32, 32], "eta": None}
     one = draw(["a dog"], model=tiny, device=torch.device("cpu"), dtype=torch.float32, **given)  # type: ignore[arg-type]
@@ -95,6 +104,7 @@ FIELDS: dict[str, Callable[[Any], object]] = {
     "model": lambda value: find(value, offline=True),
     "device": find_device,
     "dtype": lambda value: find_dtype(value, torch.device("cpu")),
+    "memory": lambda value: Where(memory=value),
 }
 
 

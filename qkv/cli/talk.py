@@ -12,6 +12,7 @@ from qkv.errors import InputError, OutputError, QkvError
 
 if TYPE_CHECKING:
     from qkv.loaded.language import Asked
+    from qkv.loaded.where import Where
     from qkv.tasks.chat import Conversation
     from qkv.writing.options import Options
 
@@ -22,14 +23,14 @@ HELP = """/reset       forget what was said
 /exit        end; so does Ctrl-D, and Ctrl-C stops an answer"""
 
 
-def talk(shared: Shared, options: "Options", model: "Asked", system: str | None) -> None:
+def talk(shared: Shared, options: "Options", model: "Asked", where: "Where", system: str | None) -> None:
     """Until the user has enough."""
     from qkv.loaded.language import load_language
     from qkv.tasks.chat import Conversation
 
     with suppress(ImportError):  # some systems have none
         import readline  # noqa: F401  arrow keys and history for input()
-    language = load_language(model, **vars(shared.where), offline=shared.offline)
+    language = load_language(model, **vars(where), offline=shared.offline)
     conversation = Conversation(language, options, system=system)
     _note(f"{conversation.language.name}; /help says what else there is")
     while True:
@@ -45,7 +46,7 @@ def talk(shared: Shared, options: "Options", model: "Asked", system: str | None)
             if line.strip() == "/exit":
                 return
             if line.startswith("/"):
-                conversation = _obey(shared, conversation, line.strip(), system)
+                conversation = _obey(shared, conversation, line.strip(), where, system)
             elif line.strip():
                 _answer(shared, conversation, line)
         except QkvError as error:
@@ -80,7 +81,9 @@ def _answer(shared: Shared, conversation: "Conversation", line: str) -> None:
         print(flush=True)
 
 
-def _obey(shared: Shared, conversation: "Conversation", line: str, system: str | None) -> "Conversation":
+def _obey(
+    shared: Shared, conversation: "Conversation", line: str, where: "Where", system: str | None
+) -> "Conversation":
     """Does what a line that begins with / says. Raises InputError, OutputError."""
     from qkv.loaded.language import load_language
     from qkv.tasks.chat import Conversation
@@ -94,7 +97,7 @@ def _obey(shared: Shared, conversation: "Conversation", line: str, system: str |
     elif command == "/save" and what:
         _save(conversation, Path(what.strip()))
     elif command == "/model" and what:
-        language = load_language(what.strip(), **vars(shared.where), offline=shared.offline)
+        language = load_language(what.strip(), **vars(where), offline=shared.offline)
         other = Conversation(language, conversation.options, system=system)
         other.messages = conversation.messages
         _note(f"{other.language.name} goes on")

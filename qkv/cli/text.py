@@ -92,13 +92,13 @@ def chat(
     memory: Memory = None,
 ) -> None:
     """Answer a question, or talk: with a prompt or piped input once, else until /exit."""
-    _pool(memory)
     from qkv.loaded.language import adapted
 
+    where = dataclasses.replace(shared.where, memory=memory)
     if prompt is None and begin is None and sys.stdin.isatty():
         from qkv.cli.talk import talk
 
-        talk(shared, options, adapted(model, lora), system)
+        talk(shared, options, adapted(model, lora), where, system)
         return
     from qkv.tasks.chat import ChatRequest, as_messages, chatting
     from qkv.text.chat import Message
@@ -106,7 +106,7 @@ def chat(
     messages = as_messages(_piped() if prompt is None else prompt, system)
     begun = [] if begin is None else [Message("assistant", begin)]
     request = ChatRequest(messages=[*messages, *begun], options=options, continue_final=bool(begun))
-    _show(shared, chatting(request, adapted(model, lora), shared.where, offline=shared.offline))
+    _show(shared, chatting(request, adapted(model, lora), where, offline=shared.offline))
 
 
 @writes(*_BOTH, "n", "best_of", "beams", "logprobs")
@@ -127,9 +127,9 @@ def complete(
     ] = None,
 ) -> None:
     """Go on from a text, or complete code in a file."""
-    _pool(memory)
     from qkv.loaded.language import adapted
 
+    where = dataclasses.replace(shared.where, memory=memory)
     if options.logprobs is not None and not shared.json:
         raise InputError("logprobs are printed as JSON only; add --json")
     asked = {"--suffix": suffix, "--shots": shots, "--echo": echo, "--heal": heal, "--code": code}
@@ -141,7 +141,7 @@ def complete(
         from qkv.tasks.code import completing_code, in_file
 
         request = in_file(file, at, options)
-        _show(shared, completing_code(request, adapted(model, lora), shared.where, offline=shared.offline))
+        _show(shared, completing_code(request, adapted(model, lora), where, offline=shared.offline))
         return
     from qkv.tasks.complete import CompleteRequest, completing
     from qkv.writing.shots import read_shots
@@ -151,12 +151,7 @@ def complete(
     wish = CompleteRequest(
         prompt=given, options=options, suffix=suffix, shots=examples, echo=echo, heal=heal, code=code
     )
-    _show(shared, completing(wish, adapted(model, lora), shared.where, offline=shared.offline))
-
-
-def _pool(memory: str | None) -> None:
-    if memory is not None:
-        os.environ["QKV_POOL"] = memory  # of this process, as the engine reads it
+    _show(shared, completing(wish, adapted(model, lora), where, offline=shared.offline))
 
 
 def _file(text: str | None) -> Path | None:

@@ -4,15 +4,8 @@ A pool is only laid out as it is used, but what was read once stays for whoever 
 Hence a quarter of the free memory; half of it, if one text as long as the model can read needs that much.
 """
 
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
-
-from qkv.errors import ConfigError, shorten
-
-VARIABLE = "QKV_POOL"
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 TEXTS = 32  # as long as the model can read, for which a pool is ever large enough
 UNKNOWN = 4 << 30  # bytes that are taken to be free where the system does not tell
@@ -23,13 +16,8 @@ _GROUPS = (  # a container's limit and what it uses, in both versions of control
 
 
 def pool_bytes(page_bytes: int, page: int, context: int, free: int) -> int:
-    """Memory for keys and values in pages of `page` rows, where a text has `context` tokens at most: what
-    $QKV_POOL says (`--memory`), such as 2G, else that share. Raises ConfigError."""
-    if given := os.environ.get(VARIABLE, "").strip():
-        match = re.fullmatch(r"(\d{1,15})([KMGT]?)(?:i?B)?", given, re.IGNORECASE)
-        if not match:
-            raise ConfigError(f"memory={shorten(given)!r} is no size; give bytes, or such as 500M or 2G")
-        return int(match[1]) << _UNITS[match[2].upper()]
+    """Memory for keys and values in pages of `page` rows, where a text has `context` tokens at most: that
+    share."""
     one = -(-context // page) * page_bytes
     return min(max(free // 4, min(one, free // 2), page_bytes), TEXTS * one)
 

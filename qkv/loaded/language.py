@@ -164,12 +164,14 @@ def load_language(
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
+    memory: int | str | None = None,
     offline: bool = False,
 ) -> Language:
     """The language model of that name, in that folder or GGUF file, which may be `Adapted`; None is the default one.
 
     A known model that is not here is fetched, unless `offline`. `dtype` auto is the file's own; int8 and int4 make
-    its weights smaller as they are read. Raises NotFoundError, CheckpointError, ConfigError, InputError.
+    its weights smaller as they are read. `memory` is for keys and values, in bytes or such as "2G"; None is a share of
+    what is free. Raises NotFoundError, CheckpointError, ConfigError, InputError.
     """
     if threads is not None:
         whole("threads", threads, 1, MAX_THREADS)
@@ -177,31 +179,30 @@ def load_language(
     path = find(name if name is not None else registry.DEFAULTS["text"], offline=offline).absolute()
     if lora is not None and not lora.is_dir():
         raise NotFoundError(f"there is no folder {shorten(str(lora))!r} with an adapter; name the one that PEFT wrote")
-    where = Where(device=device, dtype=dtype, threads=threads)
-    device, dtype, threads = where.device, where.dtype, where.threads
-    torch_device = computing_device(device)
+    asked = Where(device=device, dtype=dtype, threads=threads, memory=memory)
+    where = replace(asked, device=computing_device(asked.device), threads=None)
     what = What("text", path, () if lora is None else (lora,))
 
     def load() -> Language:
         if path.suffix != ".gguf":
-            return _from_folder(path, torch_device, dtype, lora)
+            return _from_folder(path, where, lora)
         if lora is not None:
             raise ConfigError(
                 f"{path.name} is a GGUF file; an adapter goes into a folder of safetensors: name that one"
             )
-        return _from_gguf(path, torch_device, dtype)
+        return _from_gguf(path, where)
 
-    language = models.get(what, Where(device=torch_device, dtype=dtype), load)
-    return language if threads is None else replace(language, threads=threads, of=language)
+    language = models.get(what, where, load)
+    return language if asked.threads is None else replace(language, threads=asked.threads, of=language)
 
 
-def _from_gguf(path: Path, device: str, dtype: str) -> Language:
+def _from_gguf(path: Path, where: Where) -> Language:
     from qkv.weights.gguf import open_gguf
     from qkv.weights.gguf_decoder import load_gguf, read_decoder
 
     gguf = open_gguf(path)
     told, tokenizer = from_gguf(gguf), LanguageTokenizer.from_gguf(gguf.metadata)
-    runner, warnings = _runner(lambda: read_decoder(gguf), lambda dtype: load_gguf(path, dtype), device, dtype)
+    runner, warnings = _runner(lambda: read_decoder(gguf), lambda dtype: load_gguf(path, dtype), where)
     return Language(
         name=path.stem,
         tokenizer=tokenizer,
@@ -212,7 +213,7 @@ def _from_gguf(path: Path, device: str, dtype: str) -> Language:
     )
 
 
-def _from_folder(path: Path, device: str, dtype: str, lora: Path | None) -> Language:
+def _from_folder(path: Path, where: Where, lora: Path | None) -> Language:
     from qkv.loaded.adapters import merge_adapter
     from qkv.weights.decoder import as_blocks, load_decoder
     from qkv.weights.folder import Folder
@@ -228,12 +229,7 @@ def _from_folder(path: Path, device: str, dtype: str, lora: Path | None) -> Lang
 
     tokenizer = LanguageTokenizer.load(path)
     told = generation.read(folder)
-    runner, warnings = _runner(
-        lambda: as_blocks(load()),
-        load,
-        device,
-        dtype,
-    )
+    runner, warnings = _runner(lambda: as_blocks(load()), load, where)
     return Language(
         name=path.name if lora is None else f"{path.name}+{lora.name}",
         tokenizer=tokenizer,
@@ -267,28 +263,27 @@ def on_kernels(device: str, dtype: str) -> bool:
 def _runner(
     read: Callable[[], tuple[DecoderConfig, Mapping[str, Blocks]]],
     load: Callable[["torch.dtype"], "Decoder"],
-    device: str,
-    dtype: str,
+    where: Where,
 ) -> tuple[Runner, tuple[str, ...]]:
     """On the compiled kernels what `read` gives, else in PyTorch what `load` gives; and warnings."""
-    if not on_kernels(device, dtype):
-        return _torch_runner(load, device, dtype), ()
+    if not on_kernels(where.device, where.dtype):
+        return _torch_runner(load, where), ()
     from qkv.engine.native_runner import NativeRunner
     from qkv.kernels.build import KernelError
 
-    kind = _KERNELS[dtype]
+    kind = _KERNELS[where.dtype]
     try:
         config, weights = read()
         if kind is not None:
             from qkv.weights.quantise import requantise
 
             weights = requantise(weights, kind)
-        return NativeRunner(config, weights), ()
+        return NativeRunner(config, weights, memory=where.pool), ()
     except (KernelError, ConfigError) as error:
         reason = f"the compiled kernels do not run here: {shorten(str(error), 300)}"
-        if needs_kernels(dtype):
-            raise ConfigError(f"dtype={dtype}: {reason}; leave dtype away") from error
-        return _torch_runner(load, device, dtype), (f"slow: {reason}; PyTorch does",)
+        if needs_kernels(where.dtype):
+            raise ConfigError(f"dtype={where.dtype}: {reason}; leave dtype away") from error
+        return _torch_runner(load, where), (f"slow: {reason}; PyTorch does",)
 
 
 def computing_device(device: str) -> str:
@@ -305,12 +300,12 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _torch_runner(load: Callable[["torch.dtype"], "Decoder"], device: str, dtype: str) -> Runner:
-
+def _torch_runner(load: Callable[["torch.dtype"], "Decoder"], where: Where) -> Runner:
     from qkv import device as devices
     from qkv.engine.torch_runner import TorchRunner
 
-    torch_device = devices.find_device(device)
-    if dtype in _KERNELS and dtype != "auto":
-        raise InputError(f"dtype={dtype} is for processors; on {torch_device.type} use bfloat16 or float16")
-    return TorchRunner(load(devices.find_dtype(dtype, torch_device)).to(torch_device))
+    torch_device = devices.find_device(where.device)
+    if needs_kernels(where.dtype):
+        raise InputError(f"dtype={where.dtype} is for processors; on {torch_device.type} use bfloat16 or float16")
+    decoder = load(devices.find_dtype(where.dtype, torch_device)).to(torch_device)
+    return TorchRunner(decoder, memory=where.pool)

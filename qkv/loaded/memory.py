@@ -2,18 +2,16 @@
 
 import ctypes
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qkv.errors import ConfigError, shorten
+from qkv.config import parse_bytes
 
 if TYPE_CHECKING:
     from torch import nn
 
 SHARE = 0.75  # of a device's memory, unless QKV_MEMORY says how much
 UNKNOWN = 8 << 30  # bytes, where the system does not tell how much it has
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # a container's
 
 
@@ -23,15 +21,7 @@ def budget(device: str) -> int:
     Raises ConfigError.
     """
     given = os.environ.get("QKV_MEMORY", "").strip()
-    return parse_bytes(given) if given else int(SHARE * total(device))
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes, or K, M, G, T of them, which are powers of 1,024. Raises ConfigError."""
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
-    if not match:
-        raise ConfigError(f"QKV_MEMORY={shorten(text)!r} is no size; give bytes, or such as 500M or 8G")
-    return int(float(match[1]) * (1 << _UNITS[match[2].upper()]))
+    return parse_bytes("QKV_MEMORY", given) if given else int(SHARE * total(device))
 
 
 def total(device: str) -> int:

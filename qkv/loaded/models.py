@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -64,7 +64,7 @@ class Loaded:
     used: bool
 
 
-Key = tuple[What, str, str]
+Key = tuple[What, Where]
 
 
 @dataclass(eq=False)
@@ -77,6 +77,10 @@ class _Slot:
     expected: int = 0  # bytes, while it is loaded
     model: Any = None
     left: weakref.ref[Any] | None = None  # instead of `model` once nobody is to find it any more
+
+    @property
+    def device(self) -> str:
+        return self.key[1].device
 
     @property
     def here(self) -> Any:
@@ -125,7 +129,7 @@ class Models:
 
         Raises what `load` does, BusyError if models in use leave no room, ConfigError if there never is.
         """
-        key, now = (what, where.device, where.dtype), stamp(*what.paths)
+        key, now = (what, replace(where, threads=None)), stamp(*what.paths)
         while True:
             slot = self._slot(key, now)
             with slot.loading:
@@ -158,12 +162,12 @@ class Models:
             raise
         with self._lock:
             slot.model, slot.expected = model, 0
-            self._shrink(slot.key[1], self._budget(slot.key[1]))  # it may be larger than its files
+            self._shrink(slot.device, self._budget(slot.device))  # it may be larger than its files
         memory.give_back()
         return model
 
     def _make_room(self, slot: _Slot) -> None:
-        what, device, _ = slot.key
+        what, device = slot.key[0], slot.device
         need, most = weight_bytes(*what.paths), self._budget(device)
         if need > most:
             raise ConfigError(
@@ -185,7 +189,7 @@ class Models:
         Gives how many are taken.
         """
         for rings in (False, True):
-            for slot in [slot for slot in self._slots.values() if slot.key[1] == device and slot.model is not None]:
+            for slot in [slot for slot in self._slots.values() if slot.device == device and slot.model is not None]:
                 if self._taken(device) <= most:
                     break
                 if slot.free(rings=rings):
@@ -193,7 +197,7 @@ class Models:
         return self._taken(device)
 
     def _taken(self, device: str) -> int:
-        return sum(slot.bytes for slot in self._all() if slot.key[1] == device)
+        return sum(slot.bytes for slot in self._all() if slot.device == device)
 
     def _all(self) -> Iterator[_Slot]:
         self._leaving = [slot for slot in self._leaving if slot.here is not None]
@@ -233,8 +237,8 @@ def _is(slot: _Slot, place: Path | None) -> bool:
 
 
 def _shown(slot: _Slot) -> Loaded:
-    what, device, dtype = slot.key
-    return Loaded(what.path.name, what.kind, what.path, device, dtype, slot.bytes, slot.used)
+    what, where = slot.key
+    return Loaded(what.path.name, what.kind, what.path, where.device, where.dtype, slot.bytes, slot.used)
 
 
 _models = Models()

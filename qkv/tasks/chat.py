@@ -82,6 +82,7 @@ def chat(
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
+    memory: int | str | None = None,
     offline: bool = False,
     **options: Any,
 ) -> Completion:
@@ -95,7 +96,7 @@ def chat(
     request = ChatRequest(
         messages=as_messages(spoken, system), options=Options(**options), continue_final=continue_final
     )
-    where = Where(device=device, dtype=dtype, threads=threads)
+    where = Where(device=device, dtype=dtype, threads=threads, memory=memory)
     return last(chatting(request, adapted(model, lora), where, offline=offline))
 
 
@@ -119,6 +120,7 @@ async def achat(
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
+    memory: int | str | None = None,
     offline: bool = False,
     **options: Any,
 ) -> Completion:
@@ -126,7 +128,7 @@ async def achat(
     request = ChatRequest(
         messages=as_messages(spoken, system), options=Options(**options), continue_final=continue_final
     )
-    where = Where(device=device, dtype=dtype, threads=threads)
+    where = Where(device=device, dtype=dtype, threads=threads, memory=memory)
     return await alast(achatting(request, adapted(model, lora), where, offline=offline))
 
 

@@ -101,6 +101,7 @@ def complete(
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
+    memory: int | str | None = None,
     offline: bool = False,
     **options: Any,
 ) -> Completion:
@@ -112,7 +113,7 @@ def complete(
     asked = CompleteRequest(
         prompt=prompt, suffix=suffix, shots=shots, echo=echo, heal=heal, code=code, options=Options(**options)
     )
-    where = Where(device=device, dtype=dtype, threads=threads)
+    where = Where(device=device, dtype=dtype, threads=threads, memory=memory)
     return last(completing(asked, adapted(model, lora), where, offline=offline))
 
 
@@ -139,6 +140,7 @@ async def acomplete(
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
+    memory: int | str | None = None,
     offline: bool = False,
     **options: Any,
 ) -> Completion:
@@ -146,7 +148,7 @@ async def acomplete(
     asked = CompleteRequest(
         prompt=prompt, suffix=suffix, shots=shots, echo=echo, heal=heal, code=code, options=Options(**options)
     )
-    where = Where(device=device, dtype=dtype, threads=threads)
+    where = Where(device=device, dtype=dtype, threads=threads, memory=memory)
     return await alast(acompleting(asked, adapted(model, lora), where, offline=offline))
 
 

@@ -9,7 +9,6 @@ from qkv.engine import pool
 from qkv.engine.engine import Engine
 from qkv.engine.pool import TEXTS, free_memory, pool_bytes
 from qkv.engine.torch_runner import TorchRunner
-from qkv.errors import ConfigError
 from qkv.models.decoder import Decoder
 from qkv.models.decoder_config import DecoderConfig
 
@@ -52,15 +51,6 @@ def small(context: int = 128, **memory: int) -> TorchRunner:
     torch.manual_seed(0)
     config = DecoderConfig(vocab=256, context=context, dim=64, layers=2, heads=4, ffn_dim=96)
     return TorchRunner(Decoder(config), page=16, **memory)
-
-
-def test_what_is_asked_for(monkeypatch):
-    for asked, size in {"3000": 3000, "2K": 2048, "1GiB": GIB}.items():
-        monkeypatch.setenv(pool.VARIABLE, asked)
-        assert pool_bytes(1000, 16, 128, 1 << 40) == size
-    monkeypatch.setenv(pool.VARIABLE, "much")
-    with pytest.raises(ConfigError, match="memory='much' is no size"):
-        pool_bytes(1000, 16, 128, 1 << 40)
 
 
 def test_a_pool_without_memory_for_the_whole_context_says_so(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """Which way a language model computes: compiled kernels for what a file holds, PyTorch where it is asked for."""
 
+import os
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from qkv.errors import ConfigError, NotFoundError
 from qkv.kernels import build, library
 from qkv.loaded.language import load_language
 from qkv.loaded.models import unload
+from qkv.tasks.chat import chat
 from qkv.tasks.complete import complete
 from qkv.train.lora import LoraConfig, add_lora, lora_layers, merge, save_adapter
 from qkv.weights.decoder import load_decoder, save_decoder
@@ -54,6 +56,35 @@ def test_without_kernels_pytorch_does_and_says_so(tiny_decoder, monkeypatch):
     with pytest.raises(ConfigError, match="dtype=int8: the compiled kernels do not run here: no C"):
         load_language(tiny_decoder, dtype="int8", threads=2)
     unload(tiny_decoder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("auto", marks=native)])
+def test_memory_for_keys_and_values(tiny_decoder, dtype, monkeypatch):
+    for memory, size in {"1M": 1 << 20, 300_000: 300_000}.items():
+        language = load_language(tiny_decoder, dtype=dtype, memory=memory)
+        pages, bytes = language.engine.runner.pages, language.engine.runner.page_bytes
+        assert pages * bytes <= size < (pages + 1) * bytes
+        assert load_language(tiny_decoder, dtype=dtype, memory=size, threads=1).engine is language.engine
+    assert load_language(tiny_decoder, dtype=dtype).engine.runner.pages != pages
+    with pytest.raises(ConfigError, match="memory=7 bytes hold no page of keys and values"):
+        complete("the", model=tiny_decoder, dtype=dtype, memory=7)
+    with pytest.raises(ConfigError, match="memory='much' is no size"):
+        chat("the", model=tiny_decoder, dtype=dtype, memory="much")
+
+
+def test_the_command_line_asks_for_it(tiny_decoder, monkeypatch):
+    asked, before = list[object](), dict(os.environ)
+
+    def load(*_: object, memory: object, **others: object) -> None:
+        asked.append(memory)
+        raise NotFoundError("no more is needed")
+
+    for verb in ("chat", "complete"):
+        monkeypatch.setattr(f"qkv.tasks.{verb}.load_language", load)
+        with pytest.raises(SystemExit):
+            main([verb, "the", "--memory", "2G", "--model", str(tiny_decoder)])
+    assert asked == [2 << 30] * 2
+    assert dict(os.environ) == before
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,11 +96,12 @@ def test_different_models_load_at_the_same_time(shelf):
     assert len(set(map(id, at_once(2, get)))) == 2
 
 
-def test_threads_share_one_copy_and_dtypes_do_not(shelf):
+def test_threads_share_one_copy_and_dtypes_and_pools_do_not(shelf):
     shelf = shelf()
     assert shelf.get("a", where=Where(device="cpu", dtype="float32", threads=2)) is shelf.get("a")
     assert shelf.get("a", where=Where(device="cpu", dtype="bfloat16")) is not shelf.get("a")
-    assert shelf.read == ["a", "a"]
+    assert shelf.get("a", where=replace(CPU, memory="2K")) is shelf.get("a", where=replace(CPU, memory=2048))
+    assert shelf.read == ["a", "a", "a"]
 
 
 def test_the_one_used_longest_ago_goes(shelf):
@@ -246,7 +248,7 @@ def test_the_budget_is_what_the_environment_says(text, expected, monkeypatch):
 @pytest.mark.parametrize("text", ["much", "-1", "8GG", "1e9", "8 G B", "nan"])
 def test_a_size_that_is_none(text, monkeypatch):
     monkeypatch.setenv("QKV_MEMORY", text)
-    with pytest.raises(ConfigError, match="give bytes, or such as 500M or 8G"):
+    with pytest.raises(ConfigError, match="QKV_MEMORY=.* is no size; give bytes, or such as 500M or 2G"):
         memory.budget("cpu")
 
 
