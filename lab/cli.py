@@ -21,6 +21,7 @@ TASKS = {
     "judge": "lab.judge.training",
     "languages": "lab.train.multilingual",
     "scenes-autoencoder": "lab.scenes.autoencoder",
+    "scenes-judge": "lab.judge.scenes",
 }
 
 app = typer.Typer(

@@ -56,26 +56,32 @@ class NormedResidual(nn.Module):
         return hidden + (x if self.shortcut is None else self.shortcut(x))
 
 
+def convolutions(stem: int, dims: Sequence[int], counts: Sequence[int]) -> nn.Sequential:
+    """Pictures (B, 3, 4Y, 4X) -> (B, dims[-1], Y / 2^(stages - 1), X / 2^(stages - 1)); see `JudgeConfig`."""
+    channels = dims[0]
+    # No block before the quarter of the size: there it would cost as much as all the rest.
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(stem),
+        nn.ReLU(),
+        nn.Conv2d(stem, channels, 3, stride=2, padding=1, bias=False),
+    ]
+    for stage, (dim, count) in enumerate(zip(dims, counts)):
+        if stage:
+            layers.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False))
+        for _ in range(count):
+            layers.append(NormedResidual(channels, dim))
+            channels = dim
+    return nn.Sequential(*layers)
+
+
 class PictureTower(nn.Module):
     """Pictures (B, 3, Y, X) in [-1, 1] -> features (B, C)."""
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
-        channels = config.dims[0]
-        # No block before the quarter of the size: there it would cost as much as all the rest.
-        layers: list[nn.Module] = [
-            nn.Conv2d(3, config.stem, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(config.stem),
-            nn.ReLU(),
-            nn.Conv2d(config.stem, channels, 3, stride=2, padding=1, bias=False),
-        ]
-        for stage, (dim, count) in enumerate(zip(config.dims, config.layers)):
-            if stage:
-                layers.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False))
-            for _ in range(count):
-                layers.append(NormedResidual(channels, dim))
-                channels = dim
-        self.layers = nn.Sequential(*layers)
+        channels = config.dims[-1]
+        self.layers = convolutions(config.stem, config.dims, config.layers)
         self.norm = nn.BatchNorm2d(channels)
         self.project = nn.Linear(channels, config.text.proj_dim or 0, bias=False)
 

@@ -7,6 +7,7 @@ Left out: colours and sizes of what is not said to have one.
 
 import re
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -23,16 +24,22 @@ KEY = {"zh-hant": "zh"}  # anchors.toml's name of a language
 
 
 def caption(
-    scene: Scene, vocabulary: Vocabulary, rng: Random, *, language: str = "en", share: float | None = None
+    scene: Scene,
+    vocabulary: Vocabulary,
+    rng: Random,
+    *,
+    language: str = "en",
+    share: float | Mapping[str, float] | None = None,
 ) -> str:
     """A random caption, such as "a photo of an astronaut riding a horse on mars". `share` is how likely each part that
-    may be left out (place, time, painting, style) is said; by default most often all but the time is. Raises
+    may be left out (place, condition, painting, style) is said; by default most often all but the time is. Raises
     NotFoundError for a language that is not in LANGUAGES."""
     if language not in LANGUAGES:
         raise NotFoundError(unknown("language", language, LANGUAGES))
     words = _Words(vocabulary, language, rng)
     said = {"place": 0.85, "condition": 0.5, "painting": 0.9, "style": 0.9 if scene.style not in HOUSE else 0.15}
-    said = {part: odds if share is None else share for part, odds in said.items()}
+    if share is not None:
+        said |= share if isinstance(share, Mapping) else dict.fromkeys(said, share)
     text = words.event(scene)
     parts = []
     if scene.event != "scenery" and rng.random() < said["place"]:

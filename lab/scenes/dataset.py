@@ -4,7 +4,8 @@ Place: what training, measuring and `python -m lab data scenes` read. Nothing bu
 hundred scenes a second, so that no training has to see one twice.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL.Image import Image, fromarray
 from lab.emblem import dataset
 from lab.scenes import sprites, vocabulary
 from lab.scenes.captions import caption
-from lab.scenes.imagine import imagine
+from lab.scenes.imagine import STYLE_SHARES, imagine
 from lab.scenes.render import KEPT, Picture, draw
 from lab.scenes.scene import Scene
 from lab.scenes.sprites import STYLES, Sprites
@@ -26,16 +27,17 @@ NOTE = "The scenes are composed of these works, cut out, scaled, mirrored and re
 @dataclass(frozen=True, kw_only=True)
 class Scenes:
     """Scenes of one seed. `kinds`: of combinations that are held out in all of them (see `imagine`); none: as training
-    may see them. `painted`: some are painted in one of the ways of painting."""
+    may see them. `painted`: some are painted in one of the ways of painting. `styles`: the drawing styles' shares."""
 
     sprites: Sprites
     vocabulary: Vocabulary
     seed: int
-    kinds: frozenset[str] = frozenset()
+    kinds: frozenset[str] | None = frozenset()
     painted: bool = True
+    styles: Mapping[str, float] = field(default_factory=lambda: STYLE_SHARES)
 
     def facts(self, number: int) -> Scene:
-        return imagine(self.vocabulary, self.seed, number, kinds=self.kinds, painted=self.painted)
+        return imagine(self.vocabulary, self.seed, number, kinds=self.kinds, painted=self.painted, styles=self.styles)
 
     def picture(self, number: int, side: int = KEPT) -> Picture:
         """uint8 (Y, X, 3)."""

@@ -24,25 +24,32 @@ ROUNDS = 400  # tries until a scene is one that was asked for
 
 
 def imagine(
-    vocabulary: Vocabulary, seed: int, number: int, *, kinds: frozenset[str] = frozenset(), painted: bool = True
+    vocabulary: Vocabulary,
+    seed: int,
+    number: int,
+    *,
+    kinds: frozenset[str] | None = frozenset(),
+    painted: bool = True,
+    styles: Mapping[str, float] = STYLE_SHARES,
 ) -> Scene:
     """The facts of scene `number`. `kinds`: of combinations that must be held out ("pair" ...), all others seen; with
-    none every combination is one that training may see. Raises InputError if there seems to be no such scene."""
+    none every combination is one that training may see. None itself asks for any combination, held out or not, and
+    for nothing more often than chance has it. Raises InputError if there seems to be no such scene."""
     for turn in range(ROUNDS):
-        scene = _scene(vocabulary, Random(f"{seed} {number} {turn}"), kinds)
+        scene = _scene(vocabulary, Random(f"{seed} {number} {turn}"), kinds, styles)
         drawn = all((scene.style, concept) in vocabulary.drawn for concept in concepts(scene))
-        if drawn and held_out(scene) == kinds:
+        if drawn and kinds in (None, held_out(scene)):
             return scene if painted else replace(scene, painting="")
-    raise InputError(f"no scene whose held-out combinations are {sorted(kinds)} was found in {ROUNDS} tries")
+    raise InputError(f"no scene whose held-out combinations are {sorted(kinds or ())} was found in {ROUNDS} tries")
 
 
-def _scene(vocabulary: Vocabulary, rng: Random, kinds: frozenset[str]) -> Scene:
-    shares = SHARES if not kinds else {event: share for event, share in SHARES.items() if _may(event, kinds)}
+def _scene(vocabulary: Vocabulary, rng: Random, kinds: frozenset[str] | None, styles: Mapping[str, float]) -> Scene:
+    shares = {event: share for event, share in SHARES.items() if _may(event, kinds)}
     event = rng.choices(list(shares), list(shares.values()))[0]
     if event == "shown":
         return _shown(rng)
-    style = rng.choices(list(STYLE_SHARES), list(STYLE_SHARES.values()))[0]
-    plain = rng.random() < 0.25 and "place" not in kinds and event != "scenery"
+    style = rng.choices(list(styles), list(styles.values()))[0]
+    plain = rng.random() < 0.25 and "place" not in (kinds or ()) and event != "scenery"
     place = "plain" if plain else rng.choice(list(PLACES)[1:])
     actors, count = EVENTS[event](vocabulary, rng, style, place)
     return Scene(
@@ -71,8 +78,10 @@ def _shown(rng: Random) -> Scene:
     )
 
 
-def _may(event: str, kinds: frozenset[str]) -> bool:
+def _may(event: str, kinds: frozenset[str] | None) -> bool:
     """Whether an event can hold combinations of all the kinds."""
+    if not kinds:
+        return event != "shown" or kinds is not None
     if event in ("scenery", "shown"):
         return False
     holds = {"ride": {"ride"}, "dressed": {"dress"}, "alone": set(), "count": set(), "people": set()}.get(

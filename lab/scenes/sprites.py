@@ -26,6 +26,7 @@ from qkv.errors import CheckpointError, MissingDependencyError, NotFoundError
 from qkv.fetch.npm import fetch
 
 STYLES = ("noto", "flat", "gradient", "3d", "twemoji")
+HIDDEN = ("emojione", "firefox")  # a judge alone sees them, so that it looks at what is drawn and not at how
 SIDE = 256  # of the canvas that an icon is rendered on, before it is cut
 VISIBLE = 8  # of 255; fainter alpha belongs to no silhouette
 UNPLACED = {"symbols", "flags", "components", ""}  # Unicode's groups that are left out
@@ -69,12 +70,12 @@ class Cut:
         return cls(np.array(image.convert("RGBa")))
 
 
-def load(side: int = SIDE, *, progress: bool = True) -> Sprites:
-    """The sprites of all styles, rendered first where that was not done yet. Raises what `npm.fetch` raises."""
+def load(side: int = SIDE, *, styles: tuple[str, ...] = STYLES, progress: bool = True) -> Sprites:
+    """The sprites of the styles, rendered first where that was not done yet. Raises what `npm.fetch` raises."""
     table = dataset.table()
     cache = dataset.data_folder().parent
     names = Emojibase(fetch(table.names.pin, cache / "packages"))
-    sets = [icons for icons in table.sets if icons.style in STYLES]
+    sets = [icons for icons in table.sets if icons.style in styles]
     folders = {icons.style: fetch(icons.pin, cache / "packages") for icons in sets}
     for icons in sets:
         names.learn(dataset.code_points(folders[icons.style]))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from lab.emblem import dataset, splits
 from lab.emblem.concepts import Emojibase, base_of
-from lab.scenes.sprites import STYLES, Sprites
+from lab.scenes.sprites import HIDDEN, STYLES, Sprites
 from qkv.config import build
 from qkv.fetch.npm import fetch
 
@@ -104,7 +104,9 @@ class Vocabulary:
 
 
 def drawing(style: str) -> str:
-    """Whose shapes a style has: three of them colour the same ones."""
+    """Whose shapes a style has: three of them colour the same ones. The hidden styles' are most like Twemoji's."""
+    if style in HIDDEN:
+        return "twemoji"
     return style if style in ("noto", "twemoji") else "fluent"
 
 
