@@ -157,6 +157,36 @@ def eval_emblem(
     shared.say(drawings.table(scores), scores)
 
 
+@eval_app.command("scenes")
+@verb
+def eval_scenes(
+    shared: Shared,
+    model: Annotated[str, typer.Option(help="A name from `qkv models`, or a folder.")] = "emblem",
+    judge: Annotated[Path | None, typer.Option(help="The judge's folder, such as runs/scenes-judge/model.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the drawings go; an ended run goes on there.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw contact sheets with the prompts into this folder.")] = None,
+    count: Annotated[int, typer.Option(help="How many drawings of seen scenes; the others in proportion.")] = 200,
+    blind: Annotated[
+        Path | None, typer.Option(help="Only draw pictures without their prompts into this folder, to be described.")
+    ] = None,
+) -> None:
+    """Measure how well scenes are drawn: who, where, how many, in which relation, painted how."""
+    from lab.judge.files import READER
+    from lab.measure import scenes
+    from lab.measure.blind import draw_blind
+    from qkv.device import threads
+
+    with threads(shared.threads):
+        if blind is not None:
+            key = str(draw_blind(model, blind, progress=not shared.json))
+            shared.say(f"{blind}; which is which: {key}", {"folder": str(blind), "key": key})
+            return
+        scores = scenes.run(
+            model, folder=folder, sheet=sheet, count=count, progress=not shared.json, judge=judge or READER
+        )
+    shared.say(scenes.table(scores), scores)
+
+
 @eval_app.command("autoencoder")
 @verb
 def eval_autoencoder(

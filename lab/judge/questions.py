@@ -45,26 +45,29 @@ class Questions:
             for i, actor in enumerate(scene.actors):
                 self.cast.setdefault((scene.event, i), []).append(actor.concept)
 
-    def of(self, scene: Scene, number: int, count: int = COUNT) -> list[dict[str, str]]:
-        """The true caption's facts, then `count` - 1 others'. InputError where there are not as many."""
-        rng = Random(f"{SEED} {number}")
-        found: dict[tuple[str, ...], None] = {self._told(scene, scene): None}
-        nearly = [rows for rows in self.changed(scene, rng).values() if rows]
+    def of(
+        self, scene: Scene, number: int, count: int = COUNT, *, slots: Sequence[str] | None = None
+    ) -> list[dict[str, str]]:
+        """The true caption's facts, then `count` - 1 others', all in what the caption says, or in `slots`. InputError
+        where there are not as many."""
+        rng, slots = Random(f"{SEED} {number}"), said(scene) if slots is None else slots
+        found: dict[tuple[str, ...], None] = {self._told(scene, slots): None}
+        nearly = [rows for rows in self.changed(scene, rng, slots=slots).values() if rows]
         for _ in range(4 * NEAR if nearly else 0):
             if len(found) <= min(NEAR, count // 4):
-                found[self._told(rng.choice(rng.choice(nearly)), scene)] = None
+                found[self._told(rng.choice(rng.choice(nearly)), slots)] = None
         for _ in range(100 * count):
             if len(found) == count:
-                return [dict(zip(said(scene), values)) for values in found]
-            found[self._told(self._other(scene, rng), scene)] = None
+                return [dict(zip(slots, values)) for values in found]
+            found[self._told(self._other(scene, rng), slots)] = None
         raise InputError(f"{len(found)} captions are too few for a question of {count}; use the whole vocabulary")
 
     def between(self, scene: Scene, others: Sequence[Scene]) -> list[dict[str, str]]:
         """The facts of the scene and of these others, as far as the scene's caption says them."""
-        return [dict(zip(said(scene), self._told(one, scene))) for one in (scene, *others)]
+        return [dict(zip(said(scene), self._told(one, said(scene)))) for one in (scene, *others)]
 
-    def _told(self, other: Scene, scene: Scene) -> tuple[str, ...]:
-        return tuple(only(facts(other, self.vocabulary), said(scene)).values())
+    def _told(self, scene: Scene, slots: Sequence[str]) -> tuple[str, ...]:
+        return tuple(only(facts(scene, self.vocabulary), slots).values())
 
     def _other(self, scene: Scene, rng: Random) -> Scene:
         """Another scene, mostly of the same event; half of them in the same place, painted in the same way."""
@@ -73,8 +76,8 @@ class Questions:
             return replace(other, place=scene.place, condition=scene.condition, painting=scene.painting)
         return other
 
-    def changed(self, scene: Scene, rng: Random) -> dict[str, list[Scene]]:
-        """The scenes that differ from this one in one thing that its caption says, by that thing."""
+    def changed(self, scene: Scene, rng: Random, *, slots: Sequence[str] | None = None) -> dict[str, list[Scene]]:
+        """The scenes that differ from this one in one thing that its caption says (or `slots`), by that thing."""
         found = {
             "order": [replace(scene, actors=scene.actors[::-1])] if scene.event not in ANY_ORDER else [],
             "event": [replace(scene, event=event) for event in self._events(scene)],
@@ -98,8 +101,9 @@ class Questions:
                 if getattr(actor, part) and not (actor.outfit == SHIRT and part in ("outfit", "colour"))
                 for value in values
             ]
-        true = self._told(scene, scene)
-        return {part: [row for row in rows if self._told(row, scene) != true] for part, rows in found.items()}
+        slots = said(scene) if slots is None else slots
+        true = self._told(scene, slots)
+        return {part: [row for row in rows if self._told(row, slots) != true] for part, rows in found.items()}
 
     def _events(self, scene: Scene) -> Sequence[Event]:
         """What else two could do."""

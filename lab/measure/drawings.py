@@ -7,6 +7,7 @@ itself fails on real pictures that it never saw, all of it is void. Prompts and 
 Left out: what people think of the pictures.
 """
 
+import io
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from lab.judge.training import HELD_OUT, picture_features
 from lab.measure import metrics
 from lab.measure.metrics import Pictures, Score, copy_distance, jackknife, percent, plain, share, top_k, yellow_share
 from lab.measure.nearest import Nearest
-from qkv.atomic import replacing
+from qkv.atomic import replacing, write_file
 from qkv.errors import InputError
 from qkv.pictures.sheet import contact_sheet
 from qkv.progress import Bar
@@ -118,7 +119,7 @@ def run(
     folder = folder or Path("runs") / f"eval-{Path(model).name}"
     # Before the long work, so that an unwritable folder costs nothing.
     write_json(folder / "prompts.json", {name: [order._asdict() for order in group] for name, group in orders.items()})
-    drawn = _draw_all(orders, draw or _drawer(model), progress)
+    drawn = _draw_all(orders, draw or drawer(model), progress)
     trust = {split: judged.trust(split) for split in HELD_OUT}
     in_english = drawn["seen"][[chosen["seen"].index(item) for item in spoken]]
     result = {
@@ -143,9 +144,9 @@ def run(
     for name in (*EXAMS, *LANGUAGES):
         items = chosen.get(name, spoken)  # their English names stand beside, since the sheet's font has no Chinese
         labels = [text for order, item in zip(orders[name], items) for text in (order.prompt, f"real: {item.name}")]
-        _sheet(folder / f"{name}.png", drawn[name], judged.real(items), labels)
+        pair_sheet(folder / f"{name}.png", drawn[name], judged.real(items), labels)
     labels = [text for prompt in yellow for text in (prompt, "not yellow")]
-    _sheet(folder / "yellow.png", drawn["yellow"], drawn["not yellow"], labels)
+    pair_sheet(folder / "yellow.png", drawn["yellow"], drawn["not yellow"], labels)
     return result
 
 
@@ -287,17 +288,17 @@ def table(result: dict[str, Any]) -> str:
     if result["void"]:
         lines.insert(0, "VOID: the judge fails on real pictures that it never saw. None of these figures counts.")
     head = ("drawn", "of real", "real", "copying", "chance", "copies", "of real")
-    lines += ["", _row(f"right of {COUNT} captions", head)]
+    lines += ["", line(f"right of {COUNT} captions", head)]
     rows = [(EXAMS[name].title, row) for name, row in result["sets"].items()]
     rows += [(f"seen concepts, asked in {code}", row) for code, row in result["languages"].items()]
     for title, row in rows:
         ratio = row["drawn"]["value"] / max(row["real"]["value"], 1e-12)
         scores = [percent(row["drawn"]), f"{ratio:.0%}", percent(row["real"]), percent(row["copying"])]
         copies = [percent(row["copies"]["drawn"]), percent(row["copies"]["real"])]
-        lines.append(_row(f"{title} ({row['count']}, top-{row['k']})", (*scores, f"{row['chance']:.0%}", *copies)))
-    lines += ["", _row("distance of seen concepts from real ones", ("drawn", "", "real"))]
+        lines.append(line(f"{title} ({row['count']}, top-{row['k']})", (*scores, f"{row['chance']:.0%}", *copies)))
+    lines += ["", line("distance of seen concepts from real ones", ("drawn", "", "real"))]
     for name, row in result["distances"].items():
-        lines.append(_row(name, (_number(row["drawn"]), "", _number(row["real"]))))
+        lines.append(line(name, (_number(row["drawn"]), "", _number(row["real"]))))
     yellow, copies = result["yellow"], result["copies"]
     lines += [
         "",
@@ -309,7 +310,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(title: str, cells: Sequence[str]) -> str:
+def line(title: str, cells: Sequence[str]) -> str:
     return (f"{title:<44}" + "".join(f"{cell:>15}" for cell in cells)).rstrip()
 
 
@@ -317,12 +318,19 @@ def _number(score: Mapping[str, float]) -> str:
     return f"{score['value']:.3g} ± {score['noise']:.1g}"
 
 
-def _drawer(model: str) -> Draw:
+def drawer(model: str) -> Draw:
+    """What `qkv draw` draws with a model."""
     return lambda prompt, negative, seed: public_draw(prompt, negative=negative, model=model, seed=seed)[0].image
 
 
-def _sheet(path: Path, left: Pictures, right: Pictures, labels: Sequence[str]) -> None:
+def pair_sheet(path: Path, left: Pictures, right: Pictures, labels: Sequence[str]) -> None:
     """Pairs of pictures as a contact sheet, a label under each picture."""
     images = [Image.fromarray(picture) for pair in zip(left[:SHOWN], right[:SHOWN]) for picture in pair]
-    with replacing(path) as file:
-        contact_sheet(images, labels).save(file, format="png")
+    write_png(path, contact_sheet(images, labels))
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """The picture alone, without a word about it; its folder is made if need be."""
+    data = io.BytesIO()
+    image.save(data, format="png")
+    write_file(path, data.getvalue())
