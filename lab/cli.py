@@ -22,6 +22,7 @@ TASKS = {
     "languages": "lab.train.multilingual",
     "scenes-autoencoder": "lab.scenes.autoencoder",
     "scenes-judge": "lab.judge.scenes",
+    "scenes-upscaler": "lab.scenes.upscaler",
 }
 
 app = typer.Typer(
@@ -206,6 +207,31 @@ def eval_autoencoder(
     if sheet is not None:
         picture.save(sheet)
     shared.say("  ".join(f"{name} {value:.2f} dB" for name, value in numbers.items()), numbers)
+
+
+@eval_app.command("upscaler")
+@verb
+def eval_upscaler(
+    shared: Shared,
+    path: Annotated[Path, typer.Argument(help="An upscaler's folder or file, such as runs/NAME/model.")],
+    autoencoder: Annotated[Path | None, typer.Option(help="Also measure on what this one redraws.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw seen, bicubic, ours and original into this file.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many pictures of each kind.")] = 64,
+) -> None:
+    """Measure an upscaler on held-out scenes and drawings, beside bicubic's and nearest neighbours'."""
+    from lab.scenes.upscaler import measure
+    from qkv.device import threads
+    from qkv.weights.folder import Folder
+    from qkv.weights.upscaler import FOLDER, load_upscaler
+    from qkv.weights.vae import load_vae
+
+    network, _ = load_upscaler(path / FOLDER if (path / FOLDER).is_dir() else path)
+    vae = load_vae(Folder(autoencoder)).float().eval() if autoencoder else None
+    with threads(shared.threads):
+        numbers, picture = measure(network.float(), vae, count)
+    if sheet is not None:
+        picture.save(sheet)
+    shared.say("\n".join(f"{name} {value:.2f} dB" for name, value in numbers.items()), numbers)
 
 
 @eval_app.command("clip")

@@ -135,11 +135,9 @@ def _copy(source: IO[bytes], copy: IO[bytes], file: File) -> None:
 def _unpickle(pickle: Path) -> None:
     """A checkpoint from before safetensors, in its place: read once, here, by PyTorch's restricted unpickler, which
     builds tensors and runs nothing. Its hash was pinned, so this is the file that somebody looked at."""
-    import torch
+    from qkv.weights.files import open_pickle, save_tensors
 
-    from qkv.weights.files import save_tensors
-
-    tensors = torch.load(pickle, map_location="cpu", weights_only=True)
+    tensors = open_pickle(pickle)
     names: dict[int, str] = {}
     for name, tensor in tensors.items():
         names.setdefault(tensor.untyped_storage().data_ptr(), name)  # tied weights are stored once

@@ -115,6 +115,23 @@ def release(tensor: Tensor) -> None:
         mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
+def open_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle, for a user who asks for it: PyTorch's restricted unpickler builds them and runs nothing.
+
+    Of Real-ESRGAN's files those of "params_ema", else of "params". CheckpointError if it is anything else.
+    """
+    with open_regular(path) as file:
+        try:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # of hostile bytes it raises whatever it pleases
+            raise CheckpointError(f"{path} is no pickle of tensors alone: {shorten(str(error))}") from error
+    if isinstance(found, dict):
+        found = found.get("params_ema", found.get("params", found))
+    if not isinstance(found, dict) or not all(isinstance(each, Tensor) for each in found.values()):
+        raise CheckpointError(f"{path} does not hold tensors by their names")
+    return {str(name): tensor.detach() for name, tensor in found.items()}
+
+
 def pickle_refused(path: Path) -> str:
     """The message for a file of weights that we refuse to open."""
     return f"{path} is a pickle, which can run code when it is read; use or convert the model to .safetensors"
