@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qkv.loaded.language import Language, load_language
     from qkv.loaded.models import Loaded, loaded, unload
     from qkv.loaded.where import Where
-    from qkv.pictures.picture import Picture, Settings
+    from qkv.pictures.picture import Picture, Settings, Upscaled
     from qkv.pictures.request import Request
     from qkv.registry import listing
     from qkv.sample.tokens import Sampling
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from qkv.tasks.search import search
     from qkv.tasks.search_pictures import search_pictures
     from qkv.tasks.translate import Translation, translate, translating
+    from qkv.tasks.upscale import upscale, upscaling
     from qkv.tasks.write import Written, write
     from qkv.text.chat import Message
     from qkv.writing.loop import Completion, Piece, Text, Token
@@ -57,7 +58,7 @@ _HOMES = {
     "loaded.language": "Language load_language",
     "loaded.models": "Loaded loaded unload",
     "loaded.where": "Where",
-    "pictures.picture": "Picture Settings",
+    "pictures.picture": "Picture Settings Upscaled",
     "pictures.request": "Request",
     "registry": "listing",
     "sample.tokens": "Sampling",
@@ -72,6 +73,7 @@ _HOMES = {
     "tasks.search": "search",
     "tasks.search_pictures": "search_pictures",
     "tasks.translate": "Translation translate translating",
+    "tasks.upscale": "upscale upscaling",
     "tasks.write": "Written write",
     "text.chat": "Message",
     "writing.loop": "Completion Piece Text Token",

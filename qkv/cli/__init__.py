@@ -35,6 +35,7 @@ models_app = typer.Typer(rich_markup_mode=None)
 eval_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 app.command()(pictures.draw)
+app.command()(pictures.upscale)
 app.command()(text.chat)
 app.command()(text.complete)
 app.command()(translate.translate)

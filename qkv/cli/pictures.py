@@ -1,4 +1,4 @@
-"""`qkv draw`: the verb that makes pictures, and where they are written."""
+"""`qkv draw` and `qkv upscale`: the verbs that make pictures, and where they are written."""
 
 import itertools
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qkv.cli.shared import Shared, verb
+from qkv.cli.shared import Shared, verb, warn
 from qkv.errors import InputError, NotFoundError, OutputError, shorten
 from qkv.progress import Bar
 
@@ -33,7 +33,10 @@ def draw(
     steps: Annotated[int | None, typer.Option(help="More are slower and finer.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 is off.")] = None,
     sampler: Annotated[str | None, typer.Option(help="Such as ddim, euler, dpmpp_2m.")] = None,
-    size: Annotated[str | None, typer.Option(help="In pixels, such as 512x512.", metavar="WxH")] = None,
+    size: Annotated[str | None, typer.Option(help="Of the final picture in pixels.", metavar="WxH")] = None,
+    upscale: Annotated[
+        str | None, typer.Option(help="Of what was drawn, where the model can.", metavar="on|off")
+    ] = None,
     eta: Annotated[float | None, typer.Option(help="Fresh noise in every step of ddim, 0 to 1.")] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="A .png file, or a folder.")] = None,
     show_attention: Annotated[
@@ -61,6 +64,7 @@ def draw(
         "sampler": sampler,
         "size": None if size is None else _size(size),
         "eta": eta,
+        "upscale": None if upscale is None else _switch("upscale", upscale),
         "attention": show_attention,
     }
     if before and model is None:
@@ -86,6 +90,39 @@ def draw(
             result["attention"] = str(sheet)
             text += f"\n{sheet}"
         shared.say(text, result | {"seconds": round(picture.seconds, 3)})
+
+
+@verb
+def upscale(
+    shared: Shared,
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="PNG, JPEG or WebP.")],
+    model: Annotated[
+        str | None, typer.Option(help="A file or folder of Real-ESRGAN's kind, or a model that has an upscaler.")
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="A .png file, or a folder.")] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read a .pth file, by a reader that runs nothing in it.")
+    ] = False,
+) -> None:
+    """Enlarge pictures, and print their files' names."""
+    from qkv.config import as_dict
+    from qkv.pictures.enlarge import Enlarged
+    from qkv.tasks.upscale import upscaling
+
+    target = Target(out)
+    for number, picture in enumerate(pictures):
+        with Bar("enlarging") as bar:
+            for event in upscaling(
+                picture, model=model, where=shared.where, offline=shared.offline, allow_pickle=allow_pickle
+            ):
+                if isinstance(event, Enlarged):
+                    bar.update(event.done, total=event.total)
+        assert not isinstance(event, Enlarged)
+        warn(f"{picture}: {warning}" for warning in event.warnings)
+        name = target.named(f"{picture.stem}-{event.upscale.scale}x.png", number, len(pictures))
+        path = target.write(name, event.save)
+        said = as_dict(event.upscale) | {"seconds": round(event.seconds, 3), "warnings": list(event.warnings)}
+        shared.say(str(path), {"path": str(path), "picture": str(picture), "final": event.image.size} | said)
 
 
 def _where(shared: Shared, before: "Settings | None") -> "Where":
@@ -151,13 +188,13 @@ class Target:
 
     def of(self, picture: "Picture", number: int, pictures: int) -> Path:
         """The file for picture `number`. A name that we choose is nobody else's until `write` has written it."""
-        if self.file is None:
-            return self.named(f"{slug(picture.prompt)}-{picture.seed}.png")
-        return self.file if pictures == 1 else self.file.with_stem(f"{self.file.stem}-{number + 1}")
+        return self.named(f"{slug(picture.prompt)}-{picture.seed}.png", number, pictures)
 
-    def named(self, name: str) -> Path:
-        """The file of a single result that we would call `name`."""
-        return self.file or _claim(self.folder / name)
+    def named(self, name: str, number: int = 0, results: int = 1) -> Path:
+        """The file for result `number`, which we would call `name`."""
+        if self.file is None:
+            return _claim(self.folder / name)
+        return self.file if results == 1 else self.file.with_stem(f"{self.file.stem}-{number + 1}")
 
 
 def slug(text: str) -> str:
@@ -193,6 +230,12 @@ def _mark(path: Path) -> Path:
 
 def _taken(path: Path) -> bool:
     return any(map(os.path.lexists, (path, path.with_suffix(SHEET))))
+
+
+def _switch(name: str, text: str) -> bool:
+    if text not in ("on", "off"):
+        raise InputError(f"{name}={shorten(text)!r} is not on or off")
+    return text == "on"
 
 
 def _size(text: str) -> tuple[int, int]:

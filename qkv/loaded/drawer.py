@@ -17,6 +17,7 @@ from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.models.packed import can_pack, pack
 from qkv.weights.diffusers import load_latent_diffusion
 from qkv.weights.folder import Folder
+from qkv.weights.upscaler import FOLDER as UPSCALER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,4 +71,4 @@ def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Drawer:
     defaults = (
         build(DrawingDefaults, folder.json("qkv.json"), "qkv.json") if folder.has("qkv.json") else DrawingDefaults()
     )
-    return Drawer(**vars(model), defaults=defaults, fingerprint=fingerprint(path))
+    return Drawer(**vars(model), defaults=defaults, fingerprint=fingerprint(path, without=UPSCALER))

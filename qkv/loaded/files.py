@@ -56,11 +56,13 @@ def weight_bytes(*paths: Path) -> int:
     return sum(max((size for (of, _), size in found.items() if of == path), default=0) for path in paths)
 
 
-def fingerprint(path: Path) -> str:
-    """Tells a model from any other by what its files hold: weights, configurations, scheduler and tokenizer."""
+def fingerprint(path: Path, *, without: str | None = None) -> str:
+    """Tells a model from any other by what its files hold: weights, configurations, scheduler and tokenizer, but for
+    those in the folder `without`."""
     found = hashlib.sha256()
     for file in files_of(path):
-        if file.name not in _TELLING_NOTHING:
+        left_out = without is not None and file.parent == path / without
+        if file.name not in _TELLING_NOTHING and not left_out:
             name = file.relative_to(path).as_posix() if path.is_dir() else ""
             found.update(f"{name}\0{_hash(file)}\n".encode())
     return found.hexdigest()[:DIGITS]

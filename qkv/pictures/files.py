@@ -125,9 +125,13 @@ def read_file(path: Path) -> bytes:
 
 def open_picture(path: str | Path) -> Opened:
     """The picture in a file. InputError."""
-    data = read_file(Path(path))
+    return decode_file(read_file(Path(path)), path)
+
+
+def decode_file(data: bytes, path: str | Path, *, alpha: bool = False) -> Opened:
+    """The picture in the bytes of the file at `path`. InputError."""
     try:
-        return decode(data)
+        return decode(data, alpha=alpha)
     except UnreadableError as error:
         raise InputError(f"cannot read {shorten(str(path), 200)}: {error}") from error
 
@@ -136,8 +140,9 @@ class UnreadableError(InputError):
     """Bytes that are no picture; the message is the reason alone."""
 
 
-def decode(data: bytes) -> Opened:
-    """The picture in a file's bytes. UnreadableError says why there is none."""
+def decode(data: bytes, *, alpha: bool = False) -> Opened:
+    """The picture in a file's bytes, with `alpha` in RGBA where it is transparent. UnreadableError says why there is
+    none."""
     readers: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
         "PNG": PngImagePlugin.PngImageFile,
         "JPEG": JpegImagePlugin.JpegImageFile,
@@ -156,7 +161,7 @@ def decode(data: bytes) -> Opened:
                 )
             animated = bool(getattr(image, "is_animated", False))
             image.load()
-            return Opened(upright(image), animated)
+            return Opened(upright(image, alpha=alpha), animated)
     except UnreadableError:
         raise
     except Image.DecompressionBombError as error:  # WebP's own look at the size
@@ -167,24 +172,26 @@ def decode(data: bytes) -> Opened:
         raise UnreadableError(f"its {name} data is broken: {shorten(str(error)) or type(error).__name__}") from error
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """An image of any mode in RGB, turned as its EXIF says, on white."""
+def upright(image: Image.Image, *, alpha: bool = False) -> Image.Image:
+    """An image of any mode in RGB, turned as its EXIF says, on white; or with `alpha` in RGBA where it has any."""
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a broken EXIF breaks no picture
         turn = None
-    image = to_rgb(image)
+    image = to_rgb(image, alpha=alpha)
     return image if turn is None else image.transpose(turn)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode in RGB, on white."""
+def to_rgb(image: Image.Image, *, alpha: bool = False) -> Image.Image:
+    """An image of any mode in RGB, on white; or with `alpha` in RGBA where it has any."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow would clip them
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        if alpha:
+            return image
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")

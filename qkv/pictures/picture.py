@@ -13,7 +13,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, PngImagePlugin
 
@@ -43,6 +43,19 @@ PUBLISHED_SAMPLERS: Mapping[SamplerName, tuple[str, str | None]] = {
 }
 
 
+UPSCALED = "qkv upscale"  # the keyword of what was done to a picture after it was drawn, a JSON object a line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upscale:
+    """How a picture was enlarged, and from which size."""
+
+    model: str
+    fingerprint: str  # of the upscaler's files
+    scale: int
+    size: tuple[int, int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides how a picture looks; sizes in pixels, width first."""
@@ -56,11 +69,17 @@ class Settings:
     steps: int
     guidance: float
     eta: float = 0.0
-    size: tuple[int, int]
+    size: tuple[int, int]  # of the picture as it is, enlarged if it was
     device: str
     dtype: str
     threads: int
     versions: dict[str, str]
+    upscale: Upscale | None = None
+
+    @property
+    def drawn(self) -> tuple[int, int]:
+        """The size that the decoder gave."""
+        return self.upscale.size if self.upscale else self.size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +106,51 @@ class Picture:
 
     def save(self, path: str | Path) -> Path:
         """Writes a PNG file, whole or not at all. Raises OutputError."""
-        path = Path(path)
-        if path.suffix.lower() != ".png":
-            raise OutputError(f"cannot write {path}: pictures are PNG files; give a name that ends in .png")
-        with replacing(path) as file:
-            file.write(self.png())
-        return path
+        return _write(path, self.png())
 
     def png(self) -> bytes:
         """The PNG file."""
-        text, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
-        text.add_text("parameters", _valid(parameters(self.settings)))
-        text.add_text("qkv", json.dumps(as_dict(self.settings)))
-        self.image.save(buffer, format="PNG", pnginfo=text)
-        return buffer.getvalue()
+        return _png(self.image, {"parameters": parameters(self.settings), "qkv": json.dumps(as_dict(self.settings))})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upscaled:
+    """A result of `upscale`. `texts` are those of the picture's file, by their keywords."""
+
+    image: Image.Image
+    upscale: Upscale
+    texts: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a PNG file, whole or not at all. Raises OutputError."""
+        return _write(path, self.png())
+
+    def png(self) -> bytes:
+        """The PNG file, with the texts that were there and what was done."""
+        done = [*self.texts.get(UPSCALED, "").splitlines(), json.dumps(as_dict(self.upscale))]
+        texts = {**self.texts, UPSCALED: "\n".join(done)}
+        if "parameters" in texts:
+            texts["parameters"] += ", " + _line(_enlarging(self.upscale))
+        return _png(self.image, texts)
+
+
+def _write(path: str | Path, data: bytes) -> Path:
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise OutputError(f"cannot write {path}: pictures are PNG files; give a name that ends in .png")
+    with replacing(path) as file:
+        file.write(data)
+    return path
+
+
+def _png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
+    info, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    for keyword, text in texts.items():
+        info.add_text(keyword, _valid(text))
+    image.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
 
 
 def _valid(text: str) -> str:
@@ -117,16 +167,26 @@ def parameters(settings: Settings) -> str:
         "Schedule type": schedule,
         "CFG scale": f"{settings.guidance:g}",
         "Seed": settings.seed,
-        "Size": "{}x{}".format(*settings.size),
+        "Size": "{}x{}".format(*settings.drawn),
         "Model hash": settings.fingerprint,
         "Model": Path(settings.model).name,
         "Eta": settings.eta or None,
         "RNG": "CPU",
         "Version": f"qkv {settings.versions.get('qkv', '')}",
+        **(_enlarging(settings.upscale) if settings.upscale else {}),
     }
-    line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in fields.items() if value is not None)
+    line = _line(fields)
     negative = [f"{_NEGATIVE} {settings.negative}"] if settings.negative else []
     return "\n".join([settings.prompt, *negative, line])
+
+
+def _line(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {_quoted(str(value))}" for name, value in fields.items() if value is not None)
+
+
+def _enlarging(upscale: Upscale) -> dict[str, Any]:
+    """The web UI's words for it."""
+    return {"Postprocess upscale by": upscale.scale, "Postprocess upscaler": upscale.model}
 
 
 _NEGATIVE = "Negative prompt:"
@@ -179,6 +239,7 @@ class Written(NamedTuple):
     settings: Settings | None  # ours
     parameters: Parameters | None  # the web UI's, or another tool's put into its words
     tool: str | None = None  # who drew it, where there is neither
+    upscaled: bool = False  # afterwards
 
 
 def read(path: str | Path) -> Written:
@@ -186,13 +247,13 @@ def read(path: str | Path) -> Written:
     where = shorten(str(path), 200)
     data = _read_file(path, where)
     try:
-        texts = png.texts(data, ("qkv", "parameters"), MAX_TEXT)
+        texts = png.texts(data, ("qkv", "parameters", UPSCALED), MAX_TEXT)
         given = texts.get("parameters")
         parameters = (others.from_json(given) or parse_parameters(given)) if given else None
     except ValueError as error:  # InputError is one
         raise InputError(f"cannot read {where}: {error}") from error
     settings = _read_settings(texts["qkv"], path) if texts.get("qkv") else None
-    return Written(settings, parameters, png.has(data, others.TOOLS))
+    return Written(settings, parameters, png.has(data, others.TOOLS), UPSCALED in texts)
 
 
 def _read_file(path: str | Path, where: str) -> bytes:

@@ -43,12 +43,13 @@ def chunks(data: bytes) -> Iterator[PngChunk]:
         place = end
 
 
-def texts(data: bytes, keywords: Iterable[str], limit: int) -> dict[str, str]:
-    """The texts of those keywords, the last of each. ValueError if one is broken or has more than `limit` bytes."""
-    wanted, found = set(keywords), {}
+def texts(data: bytes, keywords: Iterable[str] | None, limit: int) -> dict[str, str]:
+    """The texts of those keywords, None: of all but XMP; the last of each. ValueError if one is broken or has more
+    than `limit` bytes."""
+    wanted, found = None if keywords is None else set(keywords), {}
     for chunk in chunks(data):
         keyword, start = _keyword(chunk)
-        if keyword in wanted:
+        if keyword in wanted if wanted is not None else keyword not in ("", _XMP):
             if not chunk.sound:
                 raise ValueError(f"the checksum of its text {keyword!r} is wrong")
             found[keyword] = _text(chunk.kind, bytes(chunk.data[start:]), limit)

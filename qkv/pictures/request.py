@@ -26,7 +26,8 @@ class Request:
     """A wish for pictures: `count` of every prompt, in order. None stands for the model's own default.
 
     `negatives` holds one text for all prompts or one each; `seeds` none (they are chosen), the first picture's (each
-    next one has one more), or one for each picture. `size` is width and height. `sampler` may be called as the web UI
+    next one has one more), or one for each picture. `size` is width and height of the final picture. `upscale` says
+    whether the model's upscaler enlarges what was drawn (None: if it has one). `sampler` may be called as the web UI
     calls it ("Euler a"). Raises InputError, NotFoundError.
     """
 
@@ -39,6 +40,7 @@ class Request:
     sampler: str | None = None
     size: tuple[int, int] | None = None
     eta: float = 0.0
+    upscale: bool | None = None
     attention: bool = False  # also heat maps of where every word was looked at
 
     def __post_init__(self) -> None:
@@ -73,6 +75,8 @@ class Request:
             find(self.sampler)
         if self.size is not None:
             check_size(self.size, SIZE_UNIT)
+        if self.upscale is not None and not isinstance(self.upscale, bool):
+            raise InputError(f"upscale={quoted(self.upscale)} is not true or false")
 
     @property
     def pictures(self) -> int:
@@ -152,7 +156,7 @@ def written_in(path: str | Path) -> Again:
     A picture of another tool gives what its `parameters` say; it cannot come out the same, and a warning says so.
     Raises InputError.
     """
-    settings, parameters, tool = read(path)
+    settings, parameters, tool, upscaled = read(path)
     if settings is not None:
         asked: dict[str, Any] = {
             "prompts": (settings.prompt,),
@@ -160,7 +164,11 @@ def written_in(path: str | Path) -> Again:
             "seeds": (settings.seed,),
         }
         same = ("steps", "guidance", "sampler", "size", "eta")
-        return Again(asked | {name: getattr(settings, name) for name in same}, settings)
+        asked |= {name: getattr(settings, name) for name in same}
+        later = (
+            (f"upscaled-since: {path} was enlarged after it was drawn; this draws it as it was",) if upscaled else ()
+        )
+        return Again(asked | {"upscale": settings.upscale is not None}, settings, later)
     if parameters is None and tool is not None:
         raise InputError(f"{path} was drawn by {tool}, whose settings are not read; give its prompt yourself")
     if parameters is None:

@@ -1,7 +1,7 @@
 """From a prompt to a picture. Read this first: every line below is one step of the way.
 
     prompt ─ tokens ─ memory ─┐
-    seed ─── noise ─────── sampler ─ latent ─ picture
+    seed ─── noise ─────── sampler ─ latent ─ picture ─ larger picture
 
 Latent diffusion (2112.10752), with guidance (2207.12598). Pictures are computed one after another, each from its own
 generator, so a picture is the same alone and in a batch of eight. Left out: drawing on from a picture, inpainting.
@@ -26,10 +26,12 @@ from qkv import device as devices
 from qkv.core.record import record
 from qkv.errors import CheckpointError, ConfigError, InputError
 from qkv.loaded.drawer import Drawer, load_drawer
+from qkv.loaded.upscaler import Enlarger, enlarger_beside
 from qkv.loaded.where import AUTO, Where
 from qkv.models.latent_diffusion import LatentDiffusion
 from qkv.pictures.attention_map import AttentionMaps, heat_sheet
-from qkv.pictures.picture import Picture, Settings
+from qkv.pictures.enlarge import enlarge
+from qkv.pictures.picture import Picture, Settings, Upscale
 from qkv.pictures.request import SIZE_UNIT, Request, check_size, several, texts
 from qkv.pictures.sheet import to_images
 from qkv.registry import label
@@ -63,6 +65,7 @@ def draw(
     sampler: str | None = None,
     size: tuple[int, int] | None = None,
     eta: float | None = None,
+    upscale: bool | None = None,
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
@@ -71,7 +74,8 @@ def draw(
     """`count` pictures of every prompt. What is None is the model's own default.
 
     Several prompts take one negative prompt or one each; `seed` is the first picture's (each next one has one more),
-    or one for each picture; `size` is width and height in pixels. With `attention` the pictures bring heat maps.
+    or one for each picture; `size` is width and height in pixels, of the final picture where the model's own upscaler
+    enlarges what was drawn (`upscale=False` leaves that). With `attention` the pictures bring heat maps.
     Raises InputError, NotFoundError, CheckpointError, ConfigError.
     """
     request = Request(
@@ -84,6 +88,7 @@ def draw(
         sampler=sampler,
         size=size,
         eta=0.0 if eta is None else eta,
+        upscale=upscale,
         attention=attention,
     )
     events = drawing(request, model, Where(device=device or "auto", dtype=dtype or "auto", threads=threads))
@@ -97,13 +102,16 @@ def drawing(request: Request, model: str | Path | None = None, where: Where = AU
     """
     model = DEFAULT if model is None else model
     drawer = load_drawer(model, where)
-    settings, warnings = _settle(request, drawer, label(model), where.threads)
-    return devices.on_threads(where.threads, _draw_all(request, drawer, settings, warnings))
+    enlarger = None if request.upscale is False else enlarger_beside(model, where)
+    if request.upscale and enlarger is None:
+        raise InputError(f"upscale=True, but {label(model)} has no upscaler; enlarge its picture by: qkv upscale")
+    settings, warnings = _settle(request, drawer, enlarger, label(model), where.threads)
+    return devices.on_threads(where.threads, _draw_all(request, drawer, enlarger, settings, warnings))
 
 
 @torch.inference_mode()
 def _draw_all(
-    request: Request, model: LatentDiffusion, settings: Settings, warnings: list[str]
+    request: Request, model: LatentDiffusion, enlarger: Enlarger | None, settings: Settings, warnings: list[str]
 ) -> Iterator[Progress | Picture]:
     seeds = request.choose_seeds()
     for number, seed in enumerate(seeds):
@@ -117,6 +125,8 @@ def _draw_all(
         for step, latent in _denoise(model, memory, negative_memory, mine, maps):
             yield Progress(number, len(seeds), step, settings.steps, partial(_preview, model, latent))
         image, more = decode(model, latent)
+        if enlarger:
+            *_, (_, _, image) = enlarge(enlarger.network, image)
         sheet = heat_sheet(image, maps.words(words)) if maps else None
         seconds = time.perf_counter() - began
         yield Picture(image=image, settings=mine, warnings=(*request_warnings, *more), seconds=seconds, attention=sheet)
@@ -209,9 +219,14 @@ def _finite(stage: str, module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
     )
 
 
-def _settle(request: Request, model: Drawer, name: str, threads: int | None) -> tuple[Settings, list[str]]:
+def _settle(
+    request: Request, model: Drawer, enlarger: Enlarger | None, name: str, threads: int | None
+) -> tuple[Settings, list[str]]:
     """The settings that all pictures of a request share, and warnings. Raises what the model cannot do."""
-    defaults = model.defaults
+    defaults, scale = model.defaults, enlarger.network.config.scale if enlarger else 1
+    natural = (scale * model.size, scale * model.size)
+    size = request.size or natural
+    check_size(size, scale * max(SIZE_UNIT, model.vae.config.factor))
     settings = Settings(
         prompt="",
         seed=0,
@@ -221,19 +236,19 @@ def _settle(request: Request, model: Drawer, name: str, threads: int | None) -> 
         steps=defaults.steps if request.steps is None else request.steps,
         guidance=float(defaults.guidance if request.guidance is None else request.guidance),
         eta=float(request.eta),
-        size=request.size or (model.size, model.size),
+        size=size,
         device=model.unet.enter.weight.device.type,
         dtype=_name(model.unet.enter.weight.dtype),
         threads=threads or torch.get_num_threads(),
         versions={"qkv": version("qkv"), "torch": torch.__version__},
+        upscale=_upscale(enlarger, name, size),
     )
-    check_size(settings.size, max(SIZE_UNIT, model.vae.config.factor))
     levels(model.noise, settings.sampler, settings.steps)
     if settings.eta and settings.sampler != "ddim":
         raise InputError(f"eta={settings.eta:g} with sampler {settings.sampler}: only ddim takes eta")
-    warnings = list(model.warnings)
-    if settings.size != (model.size, model.size):
-        given, trained = "{}x{}".format(*settings.size), f"{model.size}x{model.size}"
+    warnings = [*model.warnings, *(enlarger.warnings if enlarger else ())]
+    if settings.size != natural:
+        given, trained = "{}x{}".format(*settings.size), "{}x{}".format(*natural)
         warnings.append(f"size: {given} is not the {trained} that the model was trained at; shapes may repeat or break")
     if settings.guidance <= 1 and any(request.negatives):
         warnings.append(
@@ -241,6 +256,14 @@ def _settle(request: Request, model: Drawer, name: str, threads: int | None) -> 
             "set guidance above 1"
         )
     return settings, warnings
+
+
+def _upscale(enlarger: Enlarger | None, name: str, size: tuple[int, int]) -> Upscale | None:
+    if enlarger is None:
+        return None
+    scale = enlarger.network.config.scale
+    drawn = (size[0] // scale, size[1] // scale)
+    return Upscale(model=name, fingerprint=enlarger.fingerprint, scale=scale, size=drawn)
 
 
 def _sampler(request: Request, model: LatentDiffusion) -> str:
@@ -252,7 +275,7 @@ def _sampler(request: Request, model: LatentDiffusion) -> str:
 
 def _latent_size(model: LatentDiffusion, settings: Settings) -> tuple[int, int]:
     """Height and width of the latent."""
-    width, height = settings.size
+    width, height = settings.drawn
     return height // model.vae.config.factor, width // model.vae.config.factor
 
 

@@ -12,6 +12,7 @@ from qkv.errors import OutputError
 from qkv.fetch.pull import find
 from qkv.weights.diffusers import load_latent_diffusion, save_latent_diffusion
 from qkv.weights.folder import Folder
+from qkv.weights.upscaler import FOLDER as UPSCALER
 
 BESIDE = ("qkv.json", "README.md", "LICENSE", "NOTICE")  # goes along with the weights
 
@@ -28,6 +29,12 @@ def export(model: str | Path, folder: str | Path, *, dtype: str | None = None) -
     loaded = load_latent_diffusion(source)
     with new_folder(folder) as made:
         save_latent_diffusion(loaded, made, dtype=precision)
-        for name in filter(Folder(source).has, BESIDE):
+        for name in (*filter(Folder(source).has, BESIDE), *_upscaler(source)):
+            (made / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(Folder(source).file(name), made / name)
     return folder
+
+
+def _upscaler(source: Path) -> list[str]:
+    """The files of the upscaler that lies beside a model's parts, as they are."""
+    return [file.relative_to(source).as_posix() for file in sorted((source / UPSCALER).glob("*"))]
