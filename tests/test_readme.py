@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from qkv import cli, draw
+from qkv.models.upscaler import Compact, CompactConfig
+from qkv.weights.files import save_tensors
+from qkv.weights.upscaler import published_upscaler
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -21,7 +24,16 @@ def lines() -> list[list[str]]:
 
 
 def test_it_has_lines_for_everything_that_it_promises() -> None:
-    assert {words[0] for words in lines()} >= {"draw", "chat", "complete", "translate", "classify", "search", "--help"}
+    assert {words[0] for words in lines()} >= {
+        "draw",
+        "upscale",
+        "chat",
+        "complete",
+        "translate",
+        "classify",
+        "search",
+        "--help",
+    }
 
 
 @pytest.mark.weights
@@ -33,6 +45,8 @@ def test_its_lines_run(scripted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(sys, "stdin", open("/dev/null"))  # noqa: SIM115
     (apple,) = draw("a red apple, 3d style", seed=1, steps=4)
     apple.image.save("photo.jpg")
+    _, weights = published_upscaler(Compact(CompactConfig(dim=8, layers=1)))
+    save_tensors("realesr-general-x4v3.safetensors", weights)
     Path("pictures").mkdir()
     apple.save("pictures/apple.png")
     for words in lines():

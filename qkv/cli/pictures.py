@@ -69,6 +69,8 @@ def draw(
     }
     if before and model is None:
         _find(before.model, replay)
+    if before and size is None:
+        asked |= _drawn_size(before, given["upscale"])
     request = Request(**asked | {name: value for name, value in given.items() if value is not None})
     events = drawing(request, model or (before.model if before else "emblem"), _where(shared, before))
     said: set[str] = set()
@@ -133,6 +135,15 @@ def _where(shared: Shared, before: "Settings | None") -> "Where":
         return shared.where
     threads = before.threads if shared.threads is None else shared.threads
     return Where(device=shared.device or before.device, dtype=shared.dtype or before.dtype, threads=threads)
+
+
+def _drawn_size(before: "Settings", upscale: bool | None) -> dict[str, tuple[int, int]]:
+    """The size for which a picture that is drawn again is drawn as large as it was, where `upscale` is changed."""
+    if upscale is False:
+        return {"size": before.drawn}
+    if upscale and not before.upscale:
+        raise InputError("the picture was drawn without an upscaler; with --upscale on, say its final --size, too")
+    return {}
 
 
 def _find(model: str, replay: Path | None) -> None:
