@@ -47,7 +47,7 @@ def draw(
     """Draw pictures from a text, and print their files' names."""
     if prompt is None and replay is None:
         raise InputError("there is no prompt; say what to draw: qkv draw 'a dog in a suit'")
-    target = Target(out)
+    target, switch = Target(out), None if upscale is None else _switch("upscale", upscale)
     from qkv.atomic import replacing
     from qkv.config import as_dict
     from qkv.pictures.request import Request, written_in
@@ -64,13 +64,13 @@ def draw(
         "sampler": sampler,
         "size": None if size is None else _size(size),
         "eta": eta,
-        "upscale": None if upscale is None else _switch("upscale", upscale),
+        "upscale": switch,
         "attention": show_attention,
     }
     if before and model is None:
         _find(before.model, replay)
     if before and size is None:
-        asked |= _drawn_size(before, given["upscale"])
+        asked |= _drawn_size(before, switch)
     request = Request(**asked | {name: value for name, value in given.items() if value is not None})
     events = drawing(request, model or (before.model if before else "emblem"), _where(shared, before))
     said: set[str] = set()
