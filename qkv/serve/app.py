@@ -20,14 +20,14 @@ from starlette.types import ASGIApp
 
 from qkv.errors import QkvError, shorten
 from qkv.loaded import models as loaded
-from qkv.serve import openai, openai_images
+from qkv.serve import ollama, openai, openai_images
 from qkv.serve.answers import Failure, GoneError, Json, failure
 from qkv.serve.guard import Guard
 from qkv.serve.journal import Journal
 from qkv.serve.rooms import Rooms
 from qkv.serve.settings import ServeSettings
 
-DIALECTS: tuple[ModuleType, ...] = (openai,)  # the first words what belongs to nobody
+DIALECTS: tuple[ModuleType, ...] = (openai, ollama)  # the first words what belongs to nobody
 MORE = (openai_images.router,)
 
 own = APIRouter(tags=["This server"])

@@ -13,6 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -23,6 +24,7 @@ from qkv.serve.journal import Journal, Record
 from qkv.serve.settings import ServeSettings
 
 OPEN = ("/health", "/ready", "/ping")  # without a key
+LINGER = 2.0  # seconds
 LOCAL = ("localhost",)
 Shown = Callable[[str, Failure], Response]  # path, failure: how the dialect of that path says it
 
@@ -51,6 +53,8 @@ class Guard:
         record.begin()
         try:
             check(Headers(scope=scope), scope, self.settings)
+            if self._dialect(scope["path"]) != "sagemaker":  # there the type says what the body is
+                _read_as_json(scope)
             await self.app(scope, passage.receive, passage.send)
             if passage.refused is not None:
                 raise _RefusedError(passage.refused)
@@ -70,6 +74,7 @@ class Guard:
     async def _answer(self, passage: "_Passage", failure: Failure) -> int:
         if not passage.status and not passage.gone:
             passage.refused = None
+            await passage.linger()
             response = self._shown(passage.record.path, failure)
             response.headers["Connection"] = "close"  # the rest of the body is not read
             await response(passage.scope, passage.receive, passage.send)
@@ -106,6 +111,15 @@ class _Passage:
             raise self._refuse(_too_large(self._settings))
         return message
 
+    async def linger(self) -> None:
+        """Reads past what is left of the body for a moment: who still writes would never see the answer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while not self._body_read and not self.gone:
+                    message = await self._receive()
+                    self.gone = message["type"] == "http.disconnect"
+                    self._body_read = not message.get("more_body", False)
+
     def _refuse(self, failure: Failure) -> _RefusedError:
         self.refused = failure
         return _RefusedError(failure)
@@ -120,6 +134,14 @@ class _Passage:
         elif not message.get("more_body", False):
             self.whole = True
         await self._send(message)
+
+
+def _read_as_json(scope: Scope) -> None:
+    """A body without a type, or with the one that curl gives it, is JSON: clients that say nothing mean that."""
+    kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("", "application/x-www-form-urlencoded", "text/plain"):
+        others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+        scope["headers"] = [*others, (b"content-type", b"application/json")]
 
 
 def check(headers: Headers, scope: Scope, settings: ServeSettings) -> None:
