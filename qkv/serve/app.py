@@ -20,15 +20,15 @@ from starlette.types import ASGIApp
 
 from qkv.errors import QkvError, shorten
 from qkv.loaded import models as loaded
-from qkv.serve import ollama, openai, openai_images
+from qkv.serve import anthropic, llamacpp, ollama, openai, openai_images
 from qkv.serve.answers import Failure, GoneError, Json, failure
 from qkv.serve.guard import Guard
 from qkv.serve.journal import Journal
 from qkv.serve.rooms import Rooms
 from qkv.serve.settings import ServeSettings
 
-DIALECTS: tuple[ModuleType, ...] = (openai, ollama)  # the first words what belongs to nobody
-MORE = (openai_images.router,)
+DIALECTS: tuple[ModuleType, ...] = (openai, anthropic, ollama)  # the first words what belongs to nobody
+MORE = (openai_images.router, llamacpp.router)
 
 own = APIRouter(tags=["This server"])
 
@@ -70,7 +70,7 @@ def _gauges(rooms: Rooms, journal: Journal) -> None:
 
 
 def _dialect(path: str) -> ModuleType:
-    return next((each for each in DIALECTS if path.startswith(each.PREFIXES)), DIALECTS[0])
+    return next((each for each in DIALECTS[1:] if path.startswith(each.PREFIXES)), DIALECTS[0])
 
 
 def shown(path: str, failure: Failure) -> Response:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import uvicorn
 
+from qkv import registry
 from qkv.serve.app import make_app
 from qkv.serve.settings import ServeSettings
 
@@ -46,6 +47,8 @@ def models_home(tmp_path_factory, tiny: Path, tiny_decoder: Path, tiny_bert: Cal
     """A data home with a model of each kind."""
     home = tmp_path_factory.mktemp("home")
     (home / "models").mkdir()
+    (registry.home() / "kernels").mkdir(parents=True, exist_ok=True)
+    (home / "kernels").symlink_to(registry.home() / "kernels")
     sentence = {"modules.json": [], "1_Pooling/config.json": {"pooling_mode_mean_tokens": True}}
     reader = tiny_bert(said=sentence)
     for name, folder in {"small": tiny_decoder, "tiny": tiny, "reader": reader}.items():
