@@ -3,6 +3,7 @@ model of paper that says what a script says."""
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -282,6 +283,21 @@ SENTENCES = [
     "a red cat and a blue fish",
     "an astronaut riding a horse on mars",
 ]
+
+
+@pytest.fixture
+def odd_keys(tmp_path: Path) -> Callable[[Path], tuple[Path, tuple[str, ...]]]:
+    """A copy of a text model's folder whose files say what nobody knows, and the warnings for that."""
+
+    def make(folder: Path) -> tuple[Path, tuple[str, ...]]:
+        copy = shutil.copytree(folder, tmp_path / folder.parent.name / folder.name)
+        files = {"config.json": "logit_softness", "tokenizer_config.json": "lowercase_all"}
+        for name, key in files.items():
+            (copy / name).write_text(json.dumps(json.loads((copy / name).read_text()) | {key: 1}))
+        said = "qkv does not know what they mean and leaves them out"
+        return copy, tuple(f"unknown-keys: {name} has {key}; {said}" for name, key in files.items())
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import torch
 
     from qkv.models.decoder import Decoder
-    from qkv.weights.folder import Folder
 
 MAX_CHARACTERS = 1 << 20  # of all texts of one request: as much as is tokenised in a second or two
 MAX_THREADS = 64
@@ -215,6 +214,7 @@ def _from_gguf(path: Path, where: Where) -> Language:
 
 def _from_folder(path: Path, where: Where, lora: Path | None) -> Language:
     from qkv.loaded.adapters import merge_adapter
+    from qkv.loaded.encoder import unknown_keys
     from qkv.weights.decoder import as_blocks, load_decoder
     from qkv.weights.folder import Folder
 
@@ -236,15 +236,8 @@ def _from_folder(path: Path, where: Where, lora: Path | None) -> Language:
         load_template=lambda: ChatTemplate.load(path),
         engine=Engine(runner),
         generation=told,
-        warnings=(*_unknown(folder), *tokenizer.vocabulary.warnings, *told.warnings, *odd, *warnings),
+        warnings=(*unknown_keys(folder), *tokenizer.vocabulary.warnings, *told.warnings, *odd, *warnings),
     )
-
-
-def _unknown(folder: "Folder") -> list[str]:
-    """What its config.json says that nobody here knows; older ones say how to write, too."""
-    from qkv.weights.families import unknown_keys
-
-    return unknown_keys(folder.json("config.json"), generation.KEYS.names)
 
 
 _KERNELS = {"auto": None, "int8": "Q8_0", "int4": "Q4_1"}  # dtype: what matrices are made of, if not of what they are

@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from qkv.errors import CheckpointError, ConfigError, shorten
-from qkv.loaded import generation
 from qkv.models.bert import Pooling
 from qkv.published import Keys
 from qkv.untrusted import read_text
-from qkv.weights.families import unknown_keys
 from qkv.weights.folder import Folder
 
 _MODULES = "modules.json"
@@ -92,7 +90,7 @@ def read_sentence(folder: Folder) -> SentenceConfig:
         context=_context(said[length], folder),
         lower=said[length].get("do_lower_case") is True,
         similarity=_similarity(said[_PROMPTS]),
-        warnings=(*unknown_keys(folder.json("config.json"), generation.KEYS.names), *folder.unknown(tables)),
+        warnings=tuple(folder.unknown(tables)),
         **_prompts(said[_PROMPTS]),
     )
 

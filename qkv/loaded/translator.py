@@ -13,17 +13,17 @@ from qkv.config import build
 from qkv.errors import ConfigError, InputError, NotFoundError, shorten
 from qkv.fetch.pull import find
 from qkv.loaded import generation, models
+from qkv.loaded.encoder import unknown_keys
 from qkv.loaded.files import as_folder
 from qkv.loaded.memory import module_bytes
 from qkv.loaded.models import What
 from qkv.loaded.where import Where
-from qkv.models.packed import can_pack, pack
+from qkv.models.packed import place
 from qkv.models.translator import Translator
 from qkv.sample.translation_beam import Search
 from qkv.text.moses import from_moses, to_moses
 from qkv.text.pieces import FILES, Pieces, read_pieces
 from qkv.text.words import valid_text
-from qkv.weights.families import unknown_keys
 from qkv.weights.folder import Folder
 from qkv.weights.translator import load_translator
 
@@ -118,9 +118,7 @@ def _any(to: str | None) -> Path:
 
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedTranslator:
     folder = Folder(path)
-    model = load_translator(folder, dtype=dtype).to(device)
-    if can_pack(device, dtype):
-        pack(model)
+    model = place(load_translator(folder, dtype=dtype), device, dtype)
     pieces = read_pieces(*map(folder.bytes, FILES))
     if pieces.vocab != model.config.vocab:
         raise ConfigError(f"{path}: vocab.json has {pieces.vocab} tokens, the model {model.config.vocab}")
@@ -141,5 +139,4 @@ def _published_manner(ready: LoadedTranslator, folder: Folder) -> LoadedTranslat
     """As transformers translates."""
     told = generation.read(folder)
     search = generation.translation_search(told, end=ready.model.config.end)
-    odd = unknown_keys(folder.json("config.json"), generation.KEYS.names)
-    return replace(ready, search=search, warnings=(*odd, *told.warnings))
+    return replace(ready, search=search, warnings=(*unknown_keys(folder), *told.warnings))

@@ -14,7 +14,7 @@ from qkv.loaded.files import as_folder
 from qkv.loaded.memory import module_bytes
 from qkv.loaded.models import What
 from qkv.loaded.where import AUTO, Where
-from qkv.models.packed import can_pack, pack
+from qkv.models.packed import place
 from qkv.models.translator import Translator
 from qkv.sample.translation_beam import Search
 from qkv.text.unigram import Unigram
@@ -54,9 +54,7 @@ def _any() -> Path:
 
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Writer:
     folder = Folder(path)
-    model = load_translator(folder, dtype=dtype).to(device)
-    if can_pack(device, dtype):
-        pack(model)
+    model = place(load_translator(folder, dtype=dtype), device, dtype)
     tokenizer = Unigram.load(path)
     if tokenizer.vocab > model.config.vocab:
         raise ConfigError(f"{path}: the tokenizer has {tokenizer.vocab} tokens, the model {model.config.vocab}")

@@ -10,8 +10,12 @@ does not compute, texts in a batch are equal to texts alone up to rounding.
 Left out: the fusing of activations into the kernels, which wins little and hides what is computed.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -19,6 +23,14 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return dtype is torch.float32 or (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def place(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
+    """The network on its device, packed where that computes in `dtype`."""
+    network = network.to(device)
+    if can_pack(device, dtype):
+        pack(network)
+    return network
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ probabilities are shares among the labels that the model was trained on.
 Left out: several labels a text, regression, and averages over a word's pieces: its first piece speaks for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from qkv import device as devices
 from qkv.errors import CheckpointError, InputError
 from qkv.fetch.pull import find
 from qkv.loaded import models
+from qkv.loaded.encoder import read_encoder
 from qkv.loaded.memory import module_bytes
 from qkv.loaded.models import What
 from qkv.loaded.where import Where
@@ -55,6 +56,7 @@ class TextReader:
     name: str
     model: BertClassifier | BertTagger
     tokenizer: BertTokenizer
+    warnings: tuple[str, ...] = ()  # what its files say that is not known here
 
     @property
     def bytes(self) -> int:
@@ -66,14 +68,14 @@ class TextReader:
             raise InputError("the text is empty; give one with words in it")
         ids, context = self.tokenizer.encode_batch([text])[0], self.model.body.config.context
         if len(ids) <= context:
-            return ids, ()
+            return ids, self.warnings
         cut = f"the text has {len(ids)} tokens; only the first {context} were read"
-        return [*ids[: context - 1], self.tokenizer.last], (cut,)
+        return [*ids[: context - 1], self.tokenizer.last], (*self.warnings, cut)
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """(labels,) of a classifier, (T, labels) of a tagger, in float64 on the CPU."""
-        device = self.model.out.weight.device
+        device = self.model.body.token.weight.device
         return self.model(torch.tensor([ids], device=device))[0].double().cpu()
 
 
@@ -93,13 +95,8 @@ def load_text_reader(
 
 
 def _load(what: What, device: torch.device, dtype: torch.dtype) -> TextReader:
-    path, load = what.path, load_classifier if what.kind == "classifier" else load_tagger
-    made = load(Folder(path), dtype=dtype).to(device)
-    tokenizer = BertTokenizer.load(path)
-    if tokenizer.vocab > made.body.config.vocab:
-        given, known = tokenizer.vocab, made.body.config.vocab
-        raise CheckpointError(f"the tokenizer in {path} has {given} tokens, the model {known}")
-    return TextReader(path.name, made, tokenizer)
+    load: Callable[..., BertClassifier | BertTagger] = load_classifier if what.kind == "classifier" else load_tagger
+    return TextReader(what.path.name, *read_encoder(what.path, load, device, dtype))
 
 
 def trained_head(path: Path) -> Head | None:

@@ -216,7 +216,6 @@ PATHS: dict[tuple[str, ...], Callable[[Where], Way]] = {
     ("chat", "complete"): _text,
     ("draw",): _draw,
     ("embed", "search", "classify"): _packed,
-    ("classify a text",): _network,
     ("fill",): _fill,
     ("translate", "write"): _small,
 }

@@ -22,16 +22,16 @@ import torch.nn.functional as F
 
 from qkv import device as devices
 from qkv import registry
-from qkv.errors import CheckpointError, InputError
+from qkv.errors import InputError
 from qkv.fetch.pull import find
 from qkv.loaded import models
+from qkv.loaded.encoder import read_encoder
 from qkv.loaded.files import as_folder, stamp
 from qkv.loaded.memory import module_bytes
 from qkv.loaded.models import What
 from qkv.loaded.sentence import SentenceConfig, read_sentence
 from qkv.loaded.where import Where
 from qkv.models.bert import Bert, pool_states
-from qkv.models.packed import can_pack, pack
 from qkv.text.bert import BertTokenizer
 from qkv.weights.bert import load_bert
 from qkv.weights.folder import Folder
@@ -183,19 +183,13 @@ def load_embedder(
 
 
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Embedder:
-    folder, state = Folder(path), stamp(path)
-    said = read_sentence(folder)
-    bert = load_bert(folder, dtype=dtype).to(device)
-    if can_pack(device, dtype):
-        pack(bert)
-    tokenizer = BertTokenizer.load(path)
-    if tokenizer.vocab > bert.config.vocab:
-        raise CheckpointError(f"the tokenizer in {path} has {tokenizer.vocab} tokens, the model {bert.config.vocab}")
+    state, said = stamp(path), read_sentence(Folder(path))
+    bert, tokenizer, odd = read_encoder(path, load_bert, device, dtype)
     return Embedder(
         name=path.name,
         tokenizer=tokenizer,
         bert=bert,
-        config=replace(said, warnings=(*said.warnings, *tokenizer.warnings)),
+        config=replace(said, warnings=(*said.warnings, *odd)),
         context=min(said.context or bert.config.context, bert.config.context),
         stamp=f"{state}-{str(dtype).removeprefix('torch.')}",
     )

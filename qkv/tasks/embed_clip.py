@@ -29,7 +29,7 @@ from qkv.loaded.memory import module_bytes
 from qkv.loaded.models import What
 from qkv.loaded.where import Where
 from qkv.models.clip import CLIP
-from qkv.models.packed import can_pack, pack
+from qkv.models.packed import place
 from qkv.models.preprocess import Preprocess
 from qkv.pictures.files import to_rgb
 from qkv.tasks.embed import stacks
@@ -172,14 +172,11 @@ def _load(what: What, texts: Path | None, device: torch.device, dtype: torch.dty
         unknown = [*unknown_keys(folder.json(registry.CONFIG)), *unknown_preprocess_keys(folder)]
     if clip.vision.config.channels != 3:
         raise CheckpointError(f"{path} reads pictures of {clip.vision.config.channels} channels; they have 3 here")
-    clip = clip.to(device)
-    if can_pack(device, dtype):
-        pack(clip)
     tokenizer = Tokenizer.load(path if texts is None else texts / "tokenizer")
     _check_tokens(tokenizer, clip, path)
     return ClipEmbedder(
         name=path.name,
-        clip=clip,
+        clip=place(clip, device, dtype),
         tokenizer=tokenizer,
         preprocess=preprocess,
         stamp=f"{state}-{WAY}-{str(dtype).removeprefix('torch.')}",

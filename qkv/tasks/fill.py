@@ -17,17 +17,14 @@ from qkv import registry
 from qkv.errors import CheckpointError, InputError, shorten
 from qkv.fetch.pull import find
 from qkv.loaded import models
+from qkv.loaded.encoder import read_encoder
 from qkv.loaded.files import as_folder
 from qkv.loaded.memory import module_bytes
 from qkv.loaded.models import What
 from qkv.loaded.where import Where
 from qkv.models.bert import MaskedBert
-from qkv.models.packed import can_pack, pack
 from qkv.text.bert import ROBERTA, BertTokenizer, Control
 from qkv.weights.bert import load_masked
-from qkv.weights.folder import Folder
-
-EXAMPLE = "CC(=O)Cl.CN>>C[MASK]C(C)=O"  # a reaction, in SMILES, for the default model
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,7 @@ class Filler:
     name: str
     tokenizer: BertTokenizer
     bert: MaskedBert
+    warnings: tuple[str, ...] = ()  # what its files say that is not known here
 
     @property
     def bytes(self) -> int:
@@ -98,9 +96,10 @@ class Filler:
     def _warnings(self, ids: Sequence[int]) -> tuple[str, ...]:
         strange = sum(self.tokenizer.spell(id) == self.tokenizer.control.unknown for id in ids)
         if not strange:
-            return ()
+            return self.warnings
         read = self.tokenizer.control.unknown
-        return (f"{strange} of {len(ids) - 2} tokens are unknown to {self.name} and were read as {read}",)
+        told = f"{strange} of {len(ids) - 2} tokens are unknown to {self.name} and were read as {read}"
+        return (*self.warnings, told)
 
     def _filled(self, text: str, chosen: dict[int, int]) -> str:
         """The text as it was written, with tokens in place of some masks."""
@@ -156,13 +155,7 @@ def find_precision(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Filler:
-    bert = load_masked(Folder(path), dtype=dtype).to(device)
-    if can_pack(device, dtype):
-        pack(bert)
-    tokenizer = BertTokenizer.load(path)
+    bert, tokenizer, warnings = read_encoder(path, load_masked, device, dtype)
     if tokenizer.mask is None:
         raise CheckpointError(f"the tokenizer in {path} has no token for a mask; choose a model with one")
-    if tokenizer.vocab > bert.body.config.vocab:
-        vocab = bert.body.config.vocab
-        raise CheckpointError(f"the tokenizer in {path} has {tokenizer.vocab} tokens, the model {vocab}")
-    return Filler(name=path.name, tokenizer=tokenizer, bert=bert)
+    return Filler(name=path.name, tokenizer=tokenizer, bert=bert, warnings=warnings)

@@ -28,13 +28,17 @@ STEMS = ("model", "diffusion_pytorch_model")  # transformers' name, diffusers' n
 
 
 class Folder:
-    """A model folder, read only. `path` may also be one component of it, such as its `unet` folder."""
+    """A model folder, read only. `path` may also be one component of it, such as its `unet` folder.
+
+    A JSON file is read once, for as long as the folder is looked at.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not os.path.isdir(path):
             raise CheckpointError(f"{path} is not a model folder; give a folder with config.json or model_index.json")
         self._real = self.path.resolve()
+        self._read: dict[str, dict[str, Any]] = {}
 
     def file(self, name: str) -> Path:
         """The path of the file `name`, such as `unet/config.json`. CheckpointError unless it lies in the folder."""
@@ -67,7 +71,9 @@ class Folder:
 
         `NaN` and `Infinity` pass, since published configurations hold them; `config.build` refuses them by key.
         """
-        return read_json(self.file(name), pairs=unique)
+        if name not in self._read:
+            self._read[name] = read_json(self.file(name), pairs=unique)
+        return dict(self._read[name])
 
     def bytes(self, name: str) -> bytes:
         """The file `name`, of at most 64 MiB. CheckpointError."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from qkv import untrusted
 from qkv.loaded import files
 from qkv.loaded.drawer import load_drawer
 from qkv.loaded.files import fingerprint, stamp, weight_bytes
@@ -112,3 +113,17 @@ def test_other_weights_in_the_middle_are_another_model(tiny: Path, tmp_path: Pat
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     assert load_drawer(other, where).fingerprint != load_drawer(tiny, where).fingerprint
+
+
+def test_each_file_is_read_once_for_a_picture(tiny, tmp_path, monkeypatch):
+    """Of its many readers each asks the folder, which remembers."""
+    read, real = list[str](), untrusted.parse_json
+    monkeypatch.setattr(
+        untrusted, "parse_json", lambda text, where, *more: read.append(where) or real(text, where, *more)
+    )
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    load_drawer(folder, Where(device="cpu", dtype="float32"))
+    assert {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json"} <= {
+        str(Path(file).relative_to(folder)) for file in read
+    }
+    assert sorted(set(read)) == sorted(read)

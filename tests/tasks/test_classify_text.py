@@ -62,6 +62,14 @@ def test_a_long_text_is_cut_with_a_warning(classifier: Path) -> None:
     assert found.warnings == ("the text has 102 tokens; only the first 40 were read",)
 
 
+def test_keys_that_are_not_known_are_named(
+    classifier: Path, tagger: Path, odd_keys: Callable[[Path], tuple[Path, tuple[str, ...]]]
+) -> None:
+    for folder, classify in ((classifier, qkv.classify_text), (tagger, qkv.tag_text)):
+        copy, expected = odd_keys(folder)
+        assert classify("the dog", model=copy).warnings == expected
+
+
 def test_what_cannot_be(classifier: Path, tagger: Path, tiny_bert: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match="the text is empty"):
         qkv.classify_text(" ", model=classifier)

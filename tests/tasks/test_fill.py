@@ -12,7 +12,7 @@ import qkv
 from qkv import registry
 from qkv.errors import CheckpointError, InputError
 from qkv.models.bert import Bert, MaskedBert
-from qkv.tasks.fill import EXAMPLE, fill, load_filler
+from qkv.tasks.fill import fill, load_filler
 from qkv.weights.bert import load_bert
 from qkv.weights.folder import Folder
 
@@ -77,6 +77,11 @@ def test_what_is_unknown_is_told(folder):
     )
 
 
+def test_keys_that_are_not_known_are_named(folder, odd_keys):
+    copy, expected = odd_keys(folder)
+    assert fill("a dog [MASK]", model=copy).warnings == expected
+
+
 def test_a_model_without_the_head(tiny_bert):
     with pytest.raises(CheckpointError, match="is no BertForMaskedLM"):
         fill("[MASK]", model=tiny_bert(Bert))
@@ -104,7 +109,8 @@ def test_reactions():
         pytest.skip("rxn-albert is not here; qkv pull rxn-albert fetches it")
     symbols = (folder / "vocab.txt").read_text().split("\n")
     theirs = transformers.AlbertForMaskedLM.from_pretrained(folder).eval()
-    for text in (EXAMPLE, "CC(=O)O.OC[MASK]>>CC(=O)OCC", "c1ccccc1[MASK].[MASK]N>>c1ccccc1NC"):
+    reaction = "CC(=O)Cl.CN>>C[MASK]C(C)=O"
+    for text in (reaction, "CC(=O)O.OC[MASK]>>CC(=O)OCC", "c1ccccc1[MASK].[MASK]N>>c1ccccc1NC"):
         names = ["[CLS]", *re.findall(r"\[[^\]]+\]|Cl|Br|>>|.", text), "[SEP]"]
         ids = torch.tensor([[symbols.index(name) for name in names]])
         with torch.no_grad():
@@ -114,7 +120,7 @@ def test_reactions():
         for guesses, expected in zip(filled.masks, shares.topk(10)[0]):
             torch.testing.assert_close(torch.tensor([g.probability for g in guesses]), expected, atol=1e-5, rtol=0)
         assert [g.id for guesses in filled.masks for g in guesses] == shares.topk(10).indices.flatten().tolist()
-    assert fill(EXAMPLE, model=folder).text == "CC(=O)Cl.CN>>CNC(C)=O"
+    assert fill(reaction, model=folder).text == "CC(=O)Cl.CN>>CNC(C)=O"
     ids = torch.tensor([[12, *range(20, 40), 13], [12, *range(30, 38), 13, *[0] * 12]])
     mask = ids != 0
     with torch.no_grad():
