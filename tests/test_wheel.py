@@ -2,13 +2,15 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from qkv.errors import ConfigError, NotFoundError
 from qkv.train.recipes import SHIPPED, find_recipe, find_task, run
@@ -49,24 +51,81 @@ def test_what_verbs_import_is_a_dependency():
     assert found <= needed | {"sacrebleu", "sacremoses"}  # the extra `train`, by name
 
 
+# What a plain install holds, and runs: a virtual environment with qkv's dependencies, and nothing else that is here.
+
+
+def dependencies(name: str, extra: str = "") -> set[str]:
+    """The names of the distributions that `name` needs, itself too."""
+    found, rows = {name}, map(Requirement, metadata.requires(name) or [])
+    for row in rows:
+        if row.marker is None or row.marker.evaluate({"extra": extra}):
+            found |= {each for of in row.extras or {""} for each in dependencies(row.name, of)}
+    return found
+
+
+def environment() -> dict[str, str]:
+    """The variables of a process that sees nothing of this checkout."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def link(name: str, packages: Path) -> None:
+    """The files of a distribution that is installed here, in another folder of packages."""
+    distribution = metadata.distribution(name)
+    for top in {file.parts[0] for file in distribution.files or () if file.parts[0] != ".."}:
+        if not (packages / top).exists():
+            (packages / top).symlink_to(str(distribution.locate_file(top)))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The environment's folder."""
+    room = tmp_path_factory.mktemp("wheel")
+    source, made = room / "source", room / "venv"  # a copy: what an earlier build left beside the package stays out
+    shutil.copytree(ROOT / "qkv", source / "qkv", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", made], check=True)
+    pip = [sys.executable, "-m", "pip", "-q", "--no-cache-dir"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(room), str(source)]
+    subprocess.run(build, check=True)
+    (wheel,) = room.glob("*.whl")
+    (packages,) = made.glob("lib/python*/site-packages")
+    for name in dependencies("qkv") - {"qkv"}:
+        link(name, packages)
+    into = ["--python", str(made / "bin" / "python"), "install", "--no-index", str(wheel)]  # with its dependencies
+    subprocess.run([*pip, *into], env=environment(), check=True)
+    return made
+
+
 @pytest.mark.slow
-def test_the_wheel_runs(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
-    subprocess.run(command, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+def test_the_wheel_holds_every_file(plain: Path) -> None:
+    (packages,) = plain.glob("lib/python*/site-packages")
+
+    def files(folder: Path) -> set[str]:
+        found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        return {str(path.relative_to(folder)) for path in found}
+
+    assert files(packages / "qkv") == files(ROOT / "qkv")
+
+
+@pytest.mark.slow
+def test_the_wheel_runs(plain: Path, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
     (tmp_path / "text.txt").write_text("to be or not to be\n" * 100)
-    env = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "QKV_HOME": str(tmp_path / "home"), "MPLBACKEND": "Agg"}
 
     def qkv(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "qkv", *arguments], cwd=tmp_path, env=env, check=True, capture_output=True, text=True
-        )
+        command = [plain / "bin" / "qkv", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
     assert "Datei" in qkv("translate", "Open the file.")
-    assert qkv("draw", "a dog", "--seed", "1", "--steps", "1") == "a-dog-1.png\n"
-    qkv("search", "a dog", ".")
+    assert qkv("draw", "a dog", "--seed", "1", "--steps", "1", "-o", "pictures/dog.png") == "pictures/dog.png\n"
+    assert "pictures/dog.png" in qkv("search", "a dog", "pictures")
+    assert "a dog" in qkv("classify", "pictures/dog.png", "--labels", "a dog", "a house")
+    assert "emblem" in qkv("models")
+    assert "qkv" in qkv("doctor")
+    qkv("export", "emblem", "copy")
     small = ["model.dim=32", "model.layers=1", "model.context=16", "fit.steps=2", "fit.optim.warmup=1"]
     assert "runs/shakespeare-char" in qkv("train", "shakespeare-char", "data=text.txt", *small)
     assert qkv("complete", "a", "--model", "runs/shakespeare-char/model", "--max-tokens", "2")

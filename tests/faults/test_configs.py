@@ -3,16 +3,13 @@
 Rows 9 to 11 of the list of faults.
 """
 
-import json
 import math
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from qkv.errors import CheckpointError, ConfigError
 from qkv.models.clip import TextConfig, TextTower
 from qkv.models.unet import UNet, UNetConfig
 from qkv.models.vae import VAE, VAEConfig
@@ -40,35 +37,13 @@ def good(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def folder(good, tmp_path) -> Path:
-    for file in good.rglob("*.*"):
-        (tmp_path / file.relative_to(good)).parent.mkdir(exist_ok=True)
-        (tmp_path / file.relative_to(good)).write_bytes(file.read_bytes())
-    return tmp_path
-
-
-def edit(folder: Path, part: str, values: dict[str, object]) -> None:
-    file = folder / part / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
-def seconds_to_refuse(folder: Path, part: str, message: str) -> float:
-    start = time.process_time()
-    with pytest.raises((ConfigError, CheckpointError), match=message) as caught:
-        LOAD[part](Folder(folder))
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 2000
-    return time.process_time() - start
-
-
 def test_the_good_folder_loads(folder):
     for part, load in LOAD.items():
         assert next(load(Folder(folder)).parameters()).dtype is torch.float32, part
 
 
 @pytest.mark.parametrize("part", LOAD)
-def test_no_code_comes_out_of_a_folder(folder, part, monkeypatch):
+def test_no_code_comes_out_of_a_folder(folder, part, monkeypatch, edit):
     """Keys that ask other libraries to run a folder's code, or name a module to import, mean nothing here."""
     canary = folder / "canary"
     code = f"import pathlib; pathlib.Path({str(canary)!r}).touch()\nclass Model: pass\n"
@@ -90,18 +65,18 @@ def test_no_code_comes_out_of_a_folder(folder, part, monkeypatch):
         "__class__": call,
         "torch_dtype": call,
     }
-    edit(folder, part, hostile)
+    edit(folder / part / "config.json", hostile)
     loaded = set(sys.modules)
     LOAD[part](Folder(folder))
     assert not canary.exists()
     assert not {name for name in set(sys.modules) - loaded if "evil" in name or name in ("pipeline", part)}
 
 
-def test_code_in_a_key_that_is_read_is_just_a_wrong_value(folder):
-    edit(folder, "text_encoder", {"hidden_act": "__import__('os').system('touch canary')"})
-    seconds_to_refuse(folder, "text_encoder", "unknown activation")
-    edit(folder, "unet", {"down_block_types": ["evil.Block", "evil.Block"]})
-    seconds_to_refuse(folder, "unet", "down_block_types=.* is not supported")
+def test_code_in_a_key_that_is_read_is_just_a_wrong_value(folder, edit, refuse):
+    edit(folder / "text_encoder" / "config.json", {"hidden_act": "__import__('os').system('touch canary')"})
+    refuse("unknown activation", LOAD["text_encoder"], Folder(folder))
+    edit(folder / "unet" / "config.json", {"down_block_types": ["evil.Block", "evil.Block"]})
+    refuse("down_block_types=.* is not supported", LOAD["unet"], Folder(folder))
 
 
 HUGE, NAN = 10**12, math.nan
@@ -168,31 +143,31 @@ IMPOSSIBLE = {
 @pytest.mark.parametrize(
     ("part", "values", "message"), [(part, *row) for part, rows in IMPOSSIBLE.items() for row in rows]
 )
-def test_impossible_configurations(folder, part, values, message):
-    edit(folder, part, values)
-    assert seconds_to_refuse(folder, part, message) < 0.1
+def test_impossible_configurations(folder, part, values, message, edit, refuse):
+    edit(folder / part / "config.json", values)
+    refuse(message, LOAD[part], Folder(folder))
 
 
-def test_nothing_is_allocated_for_what_is_merely_large(folder):
+def test_nothing_is_allocated_for_what_is_merely_large(folder, edit, refuse):
     """A configuration in range but of terabytes: the weights do not fit it, and only they would have taken memory."""
-    edit(folder, "text_encoder", {"hidden_size": 10**6, "num_attention_heads": 1, "vocab_size": 10**7})
-    assert seconds_to_refuse(folder, "text_encoder", r"of another shape: .*token.weight is \(20, 16\)") < 0.5
-    edit(folder, "unet", {"block_out_channels": [65_536, 65_536]})
-    assert seconds_to_refuse(folder, "unet", "of another shape") < 0.5
+    edit(folder / "text_encoder" / "config.json", {"hidden_size": 10**6, "num_attention_heads": 1, "vocab_size": 10**7})
+    refuse(r"of another shape: .*token.weight is \(20, 16\)", LOAD["text_encoder"], Folder(folder))
+    edit(folder / "unet" / "config.json", {"block_out_channels": [65_536, 65_536]})
+    refuse("of another shape", LOAD["unet"], Folder(folder))
 
 
 @pytest.mark.parametrize("part", LOAD)
-def test_tensors_that_are_missing_extra_or_of_another_shape_are_named(folder, part):
+def test_tensors_that_are_missing_extra_or_of_another_shape_are_named(folder, part, refuse):
     file = folder / part / f"{STEM[part]}.safetensors"
     tensors = {name: tensor.clone() for name, tensor in open_tensors(file).items()}
     *_, first, second = (name for name in tensors if name.endswith("weight"))
     kept = {name: tensor for name, tensor in tensors.items() if name != first}
 
     save_tensors(file, kept)
-    seconds_to_refuse(folder, part, r"the weights do not fit \w+; 1 missing: [\w.]+weight \(")
+    refuse(r"the weights do not fit \w+; 1 missing: [\w.]+weight \(", LOAD[part], Folder(folder))
     save_tensors(file, kept | {"evil.weight": tensors[first]})
-    seconds_to_refuse(folder, part, "1 published tensors are not known to this model's table: .?evil.weight")
+    refuse("1 published tensors are not known to this model's table: .?evil.weight", LOAD[part], Folder(folder))
     save_tensors(file, tensors | {second: tensors[second][..., :-1].contiguous()})
-    seconds_to_refuse(folder, part, r"1 of another shape: [\w.]+ is \(.*\), expected \(|does not split")
+    refuse(r"1 of another shape: [\w.]+ is \(.*\), expected \(|does not split", LOAD[part], Folder(folder))
     save_tensors(file, dict(list(tensors.items())[:2]))
-    seconds_to_refuse(folder, part, r"\d+ missing: ")
+    refuse(r"\d+ missing: ", LOAD[part], Folder(folder))

@@ -6,7 +6,6 @@ Rows 9 to 11 of the list of faults.
 import json
 import math
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -46,28 +45,6 @@ def good(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def folder(good, tmp_path) -> Path:
-    for file in good.rglob("*.*"):
-        (tmp_path / file.relative_to(good)).parent.mkdir(exist_ok=True)
-        (tmp_path / file.relative_to(good)).write_bytes(file.read_bytes())
-    return tmp_path
-
-
-def edit(folder: Path, kind: str, values: dict[str, object]) -> None:
-    file = folder / kind / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
-def seconds_to_refuse(folder: Path, kind: str, message: str) -> float:
-    start = time.process_time()
-    with pytest.raises((ConfigError, CheckpointError), match=message) as caught:
-        load_decoder(Folder(folder / kind))
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 2000
-    return time.process_time() - start
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_good_folder_loads(folder, kind):
     assert json.loads((folder / kind / "config.json").read_text())["model_type"] == kind
@@ -75,7 +52,7 @@ def test_the_good_folder_loads(folder, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_code_comes_out_of_a_folder(folder, kind, monkeypatch):
+def test_no_code_comes_out_of_a_folder(folder, kind, monkeypatch, edit):
     canary = folder / "canary"
     call = f"__import__('pathlib').Path({str(canary)!r}).touch()"
     for name in ("evil.py", "modeling_evil.py", "configuration_evil.py", "conftest.py", "__init__.py"):
@@ -92,7 +69,7 @@ def test_no_code_comes_out_of_a_folder(folder, kind, monkeypatch):
         "dtype": call,
         "torch_dtype": call,
     }
-    edit(folder, kind, hostile)
+    edit(folder / kind / "config.json", hostile)
     loaded = set(sys.modules)
     load_decoder(Folder(folder / kind))
     assert not canary.exists()
@@ -205,9 +182,9 @@ IMPOSSIBLE = {
 @pytest.mark.parametrize(
     ("kind", "values", "message"), [(kind, *row) for kind, rows in IMPOSSIBLE.items() for row in rows]
 )
-def test_impossible_configurations(folder, kind, values, message):
-    edit(folder, kind, values)
-    assert seconds_to_refuse(folder, kind, message) < 0.1
+def test_impossible_configurations(folder, kind, values, message, edit, refuse):
+    edit(folder / kind / "config.json", values)
+    refuse(message, load_decoder, Folder(folder / kind))
 
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -243,8 +220,8 @@ NOT_OURS = [  # real keys of real checkpoints that mean something else than what
 
 
 @pytest.mark.parametrize(("kind", "values"), NOT_OURS)
-def test_what_we_do_not_compute_is_refused_by_name(folder, kind, values):
-    edit(folder, kind, values)
+def test_what_we_do_not_compute_is_refused_by_name(folder, kind, values, edit):
+    edit(folder / kind / "config.json", values)
     (key, value), *_ = values.items()
     names = {key, *(value if isinstance(value, dict) else ())} | {"rope_type", "activation"}
     with pytest.raises(ConfigError) as caught:
@@ -252,31 +229,33 @@ def test_what_we_do_not_compute_is_refused_by_name(folder, kind, values):
     assert any(name in str(caught.value) for name in names), caught.value
 
 
-def test_nothing_is_allocated_for_what_is_merely_large(folder):
-    edit(folder, "llama", {"hidden_size": 10**6, "vocab_size": 10**7})
-    assert seconds_to_refuse(folder, "llama", r"of another shape: .*token.weight is \(20, 16\)") < 0.5
+def test_nothing_is_allocated_for_what_is_merely_large(folder, edit, refuse):
+    edit(folder / "llama" / "config.json", {"hidden_size": 10**6, "vocab_size": 10**7})
+    refuse(r"of another shape: .*token.weight is \(20, 16\)", load_decoder, Folder(folder / "llama"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tensors_that_are_missing_extra_or_of_another_shape_are_named(folder, kind):
+def test_tensors_that_are_missing_extra_or_of_another_shape_are_named(folder, kind, refuse):
     file = folder / kind / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in open_tensors(file).items()}
     first = next(name for name in tensors if name.endswith("norm.weight") or name.endswith("ln_1.weight"))
     kept = {name: tensor for name, tensor in tensors.items() if name != first}
     save_tensors(file, kept)
-    seconds_to_refuse(folder, kind, r"the weights do not fit Decoder; 1 missing: [\w.]+weight \(16,\)")
+    refuse(r"the weights do not fit Decoder; 1 missing: [\w.]+weight \(16,\)", load_decoder, Folder(folder / kind))
     save_tensors(file, tensors | {"evil.weight": tensors[first]})
-    seconds_to_refuse(folder, kind, "1 published tensors are not known to this model's table: 'evil.weight'")
+    refuse(
+        "1 published tensors are not known to this model's table: 'evil.weight'", load_decoder, Folder(folder / kind)
+    )
     save_tensors(file, tensors | {first: tensors[first][:-1].clone()})
-    seconds_to_refuse(folder, kind, r"1 of another shape: [\w.]+ is \(15,\), expected \(16,\)")
+    refuse(r"1 of another shape: [\w.]+ is \(15,\), expected \(16,\)", load_decoder, Folder(folder / kind))
 
 
-def test_fused_projections_that_do_not_split_are_named(folder):
+def test_fused_projections_that_do_not_split_are_named(folder, refuse):
     file = folder / "bloom" / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in open_tensors(file).items()}
     name = "transformer.h.0.self_attention.query_key_value.weight"
     save_tensors(file, tensors | {name: tensors[name][:-1].clone()})
-    seconds_to_refuse(folder, "bloom", r"query_key_value.weight' of shape \(47, 16\) cannot be split")
+    refuse(r"query_key_value.weight' of shape \(47, 16\) cannot be split", load_decoder, Folder(folder / "bloom"))
 
 
 def test_what_is_not_finite_is_found_when_asked_for(folder):

@@ -76,21 +76,24 @@ def settle(engine: Engine) -> None:
 
 @pytest.mark.parametrize("field", ["n", "max_tokens", "logprobs", "score"])
 @pytest.mark.parametrize("value", [10**9, -1, 2**63, 1.5, True, "3", None])
-def test_numbers_out_of_range(field, value):
+def test_numbers_out_of_range(field, value, steps):
     if field == "logprobs" and value is None:
         return
-    start = time.process_time()
-    with pytest.raises(InputError, match=rf"{field}=|max_tokens=\d+ are \d+ tokens; this model reads at most 64"):
-        Engine(RUNNER).submit(EngineRequest(**{"prompt": [1, 2, 3], "max_tokens": 5, field: value}))
-    assert time.process_time() - start < 0.05
+    engine = Engine(RUNNER)
+    with (
+        pytest.raises(InputError, match=rf"{field}=|max_tokens=\d+ are \d+ tokens; this model reads at most 64"),
+        steps() as taken,
+    ):
+        engine.submit(EngineRequest(**{"prompt": [1, 2, 3], "max_tokens": 5, field: value}))
+    assert taken.count < 1000
 
 
 @pytest.mark.parametrize("prompt", [[], [VOCAB], [-1], [2**70], [1] * 60, [1] * 10_000_000], ids=lambda p: len(p))
-def test_prompts_that_cannot_be(prompt):
-    start = time.process_time()
-    with pytest.raises(InputError):
-        Engine(RUNNER).submit(EngineRequest(prompt=prompt, max_tokens=5))
-    assert time.process_time() - start < 0.05
+def test_prompts_that_cannot_be(prompt, steps):
+    engine = Engine(RUNNER)
+    with pytest.raises(InputError), steps() as taken:
+        engine.submit(EngineRequest(prompt=prompt, max_tokens=5))
+    assert taken.count < 1000
 
 
 def test_a_request_that_can_never_fit_names_both_numbers():
@@ -106,7 +109,7 @@ def test_a_request_that_can_never_fit_names_both_numbers():
         engine.submit(EngineRequest(prompt=[1] * 16, max_tokens=49))
 
 
-def test_the_queue_is_bounded():
+def test_the_queue_is_bounded(steps):
     gate = threading.Event()
 
     class Gated(Wrapped):
@@ -120,11 +123,9 @@ def test_the_queue_is_bounded():
     while engine.stats.running < 2:
         time.sleep(0.001)
     handles += [engine.submit(request) for _ in range(5)]
-    start = time.process_time()
-    for _ in range(100):
-        with pytest.raises(BusyError, match="5 answers wait already, 5 may"):
-            engine.submit(request)
-    assert time.process_time() - start < 0.1
+    with pytest.raises(BusyError, match="5 answers wait already, 5 may"), steps() as taken:
+        engine.submit(request)
+    assert taken.count < 1000
     gate.set()
     for handle in handles[1:]:
         assert [event.id for event in handle] == alone(request)
@@ -286,23 +287,19 @@ else:
         for event in handle:
             found += 1
     except KeyboardInterrupt:
-        start = time.monotonic()
         while engine._thread is not None:
             time.sleep(0.001)
-        print("stopped", found > 0, time.monotonic() - start < 1)
+        print("stopped", found > 0)
         print(len(list(engine.submit(EngineRequest(prompt=[1], max_tokens=3)))))
 """
 
 
-@pytest.mark.parametrize(("how", "said"), [("exit", ""), ("interrupt", "stopped True True\n3\n")])
+@pytest.mark.parametrize(("how", "said"), [("exit", ""), ("interrupt", "stopped True\n3\n")])
 def test_exit_and_interrupt(how, said):
     """The interpreter ends while requests run; Ctrl-C stops one, and the engine goes on."""
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(tests=os.getcwd()), how], capture_output=True, text=True, timeout=30
-    )
+    command = [sys.executable, "-c", SCRIPT.format(tests=os.getcwd()), how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)  # all that was asked for would take 900
     assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
-    assert time.monotonic() - start < 20
 
 
 def test_a_fork_says_what_is_wrong():

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-import time
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from qkv.tasks.chat import ChatRequest, as_messages, chat
 from qkv.tasks.complete import CompleteRequest, acomplete, complete
 from qkv.writing.options import MAX_ANSWERS, MAX_LOGPROBS, Options
 
-SECONDS, BYTES = 0.05, 4 << 20
+STEPS, BYTES = 200_000, 4 << 20  # 25 a token of the longest prompt
 
 
 @pytest.fixture(autouse=True)
@@ -30,23 +29,26 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"qkv.tasks.{task}.load_language", load)
 
 
-def refused(name: str, run: Callable[[], object]) -> str:
-    """The message, after checking that it is one line about `name`, found in time and in little memory."""
-    tracemalloc.start()
-    began = time.process_time()
-    try:
-        with pytest.raises(InputError) as error:
-            run()
-        seconds, (_, peak) = time.process_time() - began, tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    message = str(error.value)
-    assert seconds < SECONDS
-    assert peak < BYTES
-    assert message.startswith(name)
-    assert "\n" not in message
-    assert len(message) < 400
-    return message
+@pytest.fixture
+def refused(steps) -> Callable[[str, Callable[[], object]], str]:
+    def check(name: str, run: Callable[[], object]) -> str:
+        """The message, after checking that it is one line about `name`, found in few steps and little memory."""
+        tracemalloc.start()
+        try:
+            with pytest.raises(InputError) as error, steps() as taken:
+                run()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        message = str(error.value)
+        assert taken.count < STEPS
+        assert peak < BYTES
+        assert message.startswith(name)
+        assert "\n" not in message
+        assert len(message) < 400
+        return message
+
+    return check
 
 
 HUGE = (10**9, -1, 0, 2**64, 2**70, 10**5000, 1.5, math.nan, "5", True, [1])
@@ -75,23 +77,23 @@ ROW_16 = [
 @pytest.mark.parametrize(
     ("name", "value"), ROW_15 + ROW_16, ids=[f"{name}-{i}" for i, (name, _) in enumerate(ROW_15 + ROW_16)]
 )
-def test_options_out_of_range(name: str, value: object) -> None:
+def test_options_out_of_range(name: str, value: object, refused) -> None:
     refused(name, lambda: complete("a", **{name: value}))
     refused(name, lambda: chat("a", **{name: value}))
 
 
-def test_a_million_biases() -> None:
+def test_a_million_biases(refused) -> None:
     biases = dict.fromkeys(range(10**6), 1.0)
     refused("logit_bias", lambda: complete("a", logit_bias=biases))
 
 
-def test_messages_name_what_is_allowed() -> None:
+def test_messages_name_what_is_allowed(refused) -> None:
     assert refused("n", lambda: complete("a", n=10**9)) == f"n=1000000000 is not a whole number in 1..{MAX_ANSWERS}"
     assert str(MAX_LOGPROBS) in refused("logprobs", lambda: complete("a", logprobs=10**6))
     assert "a number of 16610 bits" in refused("seed", lambda: complete("a", seed=10**5000))
 
 
-def test_the_last_seed_is_one_too() -> None:
+def test_the_last_seed_is_one_too(refused) -> None:
     Options(seed=2**64 - 1)
     refused("seed", lambda: Options(seed=2**64 - 1, n=2))
 
@@ -107,7 +109,7 @@ def test_the_last_seed_is_one_too() -> None:
         ("schema", {"schema": {}, "regex": "a"}),
     ],
 )
-def test_options_that_do_not_go_together(name: str, options: dict[str, Any]) -> None:
+def test_options_that_do_not_go_together(name: str, options: dict[str, Any], refused) -> None:
     refused(name, lambda: complete("a", **options))
 
 
@@ -133,7 +135,7 @@ LARGE, MANY = "a" * (10 << 20), [{"role": "user", "content": "a"}] * 100_000
 
 
 @pytest.mark.parametrize("name", ROW_17_18_20)
-def test_prompts_that_cannot_be_read(name: str) -> None:
+def test_prompts_that_cannot_be_read(name: str, refused) -> None:
     run, message = ROW_17_18_20[name]
     refused(message, run)
 
@@ -146,7 +148,7 @@ def test_nobody_brings_a_template_or_code(name: str) -> None:
             run("a", **{name: "{{ 1 }}"})
 
 
-def test_async_refuses_the_same() -> None:
+def test_async_refuses_the_same(refused) -> None:
     refused("n", lambda: asyncio.run(acomplete("a", n=0)))
 
 
@@ -158,7 +160,7 @@ def paper(scripted, no_model):
     return scripted({"say: ": "ok", "<|im_start|>assistant\n": "ok"}, context=100)
 
 
-def test_one_token_over_the_limit(paper) -> None:
+def test_one_token_over_the_limit(paper, refused) -> None:
     """Row 18: both numbers."""
     ids = [50] * 98
     assert complete(ids, max_tokens=2).usage == (98, 2)
@@ -194,11 +196,11 @@ def test_odd_text_goes_through(paper, text: str) -> None:
     json.dumps({"text": found.text}).encode()
 
 
-def test_a_bias_on_tokens_that_are_not_there(paper) -> None:
+def test_a_bias_on_tokens_that_are_not_there(paper, refused) -> None:
     refused("logit_bias", lambda: complete("a", logit_bias={10**6: 1.0}))
 
 
-def test_a_grammar_that_cannot_be_honoured(paper) -> None:
+def test_a_grammar_that_cannot_be_honoured(paper, refused) -> None:
     """Row 22; sample/test_constrain.py has the zoo."""
     paper.lexicon.guide  # noqa: B018  built once a model
     refused("regex", lambda: complete("a", regex="(a"))

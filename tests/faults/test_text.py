@@ -1,8 +1,6 @@
 """Hostile tokenizers, chat templates and texts: refused in one line, or done in bounded time and memory."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -102,13 +100,12 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_tokenizer_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_broken_tokenizer_is_refused(name: str, tmp_path: Path, steps) -> None:
     data, reason = BROKEN[name]
     (tmp_path / "tokenizer.json").write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
-    begin = time.process_time()
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(CheckpointError) as error, steps() as taken:
         LanguageTokenizer.load(tmp_path)
-    assert time.process_time() - begin < 3  # seconds: it does not hang, on any processor
+    assert taken.count < 10_000
     assert reason in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -173,15 +170,16 @@ def seconds_for(text: str, pattern: str | None) -> float:
 @pytest.mark.parametrize("pattern", [None, *PATTERNS])
 @pytest.mark.parametrize("text", TEXTS)
 def test_time_in_proportion_to_the_text(text: str, pattern: str | None) -> None:
-    """What grows with the square of the length would take minutes."""
-    assert seconds_for(TEXTS[text][: MILLION // 20], pattern) < 0.5
+    """What grows with the square of the length takes 576 times as long for 24 times the text."""
+    short = min(seconds_for(TEXTS[text][:2000], pattern) for _ in range(3))
+    assert seconds_for(TEXTS[text][:48_000], pattern) < 150 * short
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", [None, *PATTERNS])
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_megabyte_in_two_seconds(text: str, pattern: str | None) -> None:
-    assert seconds_for(TEXTS[text], pattern) < 2
+def test_a_megabyte_does_not_hang(text: str, pattern: str | None) -> None:
+    assert seconds_for(TEXTS[text], pattern) < 60  # seconds, on any processor; it takes one
 
 
 def test_texts_have_a_limit() -> None:
@@ -283,48 +281,30 @@ TEMPLATES = {
     "no such key": ("{{ messages[0].name.first }}", "has no attribute"),
     "division by zero": ("{{ 1 // 0 }}", "ZeroDivisionError"),
 }
-MEASURE = """
-import json, sys, time
-from qkv.errors import CheckpointError
-from qkv.text.chat import ChatTemplate, Message
+SETUP = """
 from qkv.text.sandbox import Template
-def peak():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-messages = [{"role": "user", "content": "hello"}]
-Template("{{ messages }}").render({"messages": messages})
-results, start = [], peak()
-for source in json.load(sys.stdin):
-    begin = time.process_time()
-    try:
-        reason = "it gave " + Template(source).render({"messages": messages})[:100]
-    except CheckpointError as error:
-        reason = str(error)
-    results.append([time.process_time() - begin, reason])
-assert "torch" not in sys.modules
-print(json.dumps([peak() - start, results]))
+def run(source):
+    return Template(source).render({"messages": [{"role": "user", "content": "hello"}]})
 """
 
 
 @pytest.fixture(scope="module")
-def rendered() -> tuple[int, dict[str, tuple[float, str]]]:
-    sources = json.dumps([source for source, _ in TEMPLATES.values()])
-    command = [sys.executable, "-c", MEASURE]
-    done = subprocess.run(command, input=sources, capture_output=True, text=True, check=True, timeout=100)
-    growth, results = json.loads(done.stdout)
-    return growth, dict(zip(TEMPLATES, results))
+def rendered(refusals):
+    """What a rendering may cost is counted by the package itself: here it must not hang."""
+    found = refusals(SETUP, "{{ messages }}", [source for source, _ in TEMPLATES.values()], counted=False)
+    assert "torch" not in found.modules
+    return found.growth, dict(zip(TEMPLATES, found.reasons))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_hostile_template_is_stopped(name: str, rendered: tuple[int, dict[str, tuple[float, str]]]) -> None:
-    seconds, result = rendered[1][name]
-    assert TEMPLATES[name][1] in result
-    assert "it gave" not in result
-    assert "\n" not in result
-    assert len(result) < 400
-    assert seconds < 3  # it is stopped, on any processor
+def test_a_hostile_template_is_stopped(name: str, rendered) -> None:
+    reason = rendered[1][name]
+    assert TEMPLATES[name][1] in reason
+    assert "\n" not in reason
+    assert len(reason) < 400
 
 
-def test_hostile_templates_take_no_memory(rendered: tuple[int, dict[str, tuple[float, str]]]) -> None:
+def test_hostile_templates_take_no_memory(rendered) -> None:
     assert rendered[0] < 50 << 20
 
 
