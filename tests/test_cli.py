@@ -197,6 +197,24 @@ def test_replay_of_another_tools_picture(quick: Callable[..., Ran]) -> None:
     assert "qkv: warning: another-tool:" in ran.err
 
 
+def test_from_a_picture_and_again(quick: Callable[..., Ran], qkv: Callable[..., Ran], tiny: Path) -> None:
+    """A picture that began from one says that it is needed, and from the same one comes out the same."""
+    for seed, name in ((1, "first.png"), (2, "other.png")):
+        assert quick("a red cat", "--seed", seed, "-o", name).code == 0
+    Image.new("L", (32, 32), 255).save("mask.png")
+    began = ("--image", "first.png", "--mask", "mask.png")
+    assert quick("a dog", "--seed", 7, *began, "--strength", 0.9, "-o", "a.png").code == 0
+    again = ("draw", "--replay", "a.png", "--model", tiny, "-o", "b.png")
+    ran = qkv(*again)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "a.png began from a picture that it does not hold; give its image with --image" in ran.err
+    assert qkv(*again, *began).code == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    ran = qkv(*again, "--image", "other.png", "--mask", "mask.png")
+    assert "image-changed: this is not the image that a.png began from" in ran.err
+    assert "mask-changed" not in ran.err
+
+
 def test_show_attention(quick: Callable[..., Ran]) -> None:
     ran = quick("a dog", "--show-attention", "-o", "a.png")
     assert ran.out == "a.png\na.attention.png\n"

@@ -38,6 +38,9 @@ def draw(
         str | None, typer.Option(help="Of what was drawn, where the model can.", metavar="on|off")
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Fresh noise in every step of ddim, 0 to 1.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to begin from.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where that picture is drawn anew.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of that picture may change, up to 1.")] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="A .png file, or a folder.")] = None,
     show_attention: Annotated[
         bool, typer.Option("--show-attention", help="Also save where each word was looked at.")
@@ -50,10 +53,12 @@ def draw(
     target, switch = Target(out), None if upscale is None else _switch("upscale", upscale)
     from qkv.atomic import replacing
     from qkv.config import as_dict
+    from qkv.pictures.initial import as_image
     from qkv.pictures.request import Request, written_in
     from qkv.tasks.draw import drawing
 
-    asked, before, lost = written_in(replay) if replay else ({}, None, ())
+    there = {"image": image is not None, "mask": mask is not None}
+    asked, before, lost = written_in(replay, **there) if replay else ({}, None, ())
     given = {
         "prompts": None if prompt is None else (prompt,),
         "negatives": None if negative is None else (negative,),
@@ -65,6 +70,9 @@ def draw(
         "size": None if size is None else _size(size),
         "eta": eta,
         "upscale": switch,
+        "image": as_image(image),
+        "mask": as_image(mask),
+        "strength": strength,
         "attention": show_attention,
     }
     if before and model is None:
@@ -160,6 +168,9 @@ def _find(model: str, replay: Path | None) -> None:
 def changed(before: "Settings", now: "Settings", replay: Path | None) -> list[str]:
     """Why the picture drawn again may differ, its options aside."""
     found = []
+    for name in ("image", "mask"):
+        if (was := getattr(before, name)) and was != getattr(now, name):
+            found.append(f"{name}-changed: this is not the {name} that {replay} began from")
     if len(before.fingerprint) != len(now.fingerprint):  # older ones were not of all that a model's files hold
         found.append(f"model-unknown: {replay} does not say enough to tell whether {now.model} drew it")
     elif before.fingerprint != now.fingerprint:

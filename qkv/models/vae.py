@@ -181,7 +181,10 @@ class VAE(nn.Module):
 
     def encode(self, pictures: Tensor, noise: Tensor | None = None) -> Tensor:
         """The scaled latent (B, L, y, x): its mean, or with unit `noise` a sample."""
-        mean, log_variance = self.distribution(pictures)
+        return self.latent(*self.distribution(pictures), noise)
+
+    def latent(self, mean: Tensor, log_variance: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The scaled latent (B, L, y, x) of a distribution: its mean, or with unit `noise` a sample."""
         if noise is not None:
             mean = mean + torch.exp(0.5 * log_variance) * noise
         return (mean - self.config.shift) * self.config.scaling

@@ -179,7 +179,10 @@ def upright(image: Image.Image, *, alpha: bool = False) -> Image.Image:
     except Exception:  # a broken EXIF breaks no picture
         turn = None
     image = to_rgb(image, alpha=alpha)
-    return image if turn is None else image.transpose(turn)
+    if turn is not None:
+        image = image.transpose(turn)
+        image.info = {}  # which would say once more that it is to be turned
+    return image
 
 
 def to_rgb(image: Image.Image, *, alpha: bool = False) -> Image.Image:

@@ -75,6 +75,9 @@ class Settings:
     threads: int
     versions: dict[str, str]
     upscale: Upscale | None = None
+    image: str | None = None  # where it began from one: a hash of it
+    mask: str | None = None
+    strength: float | None = None
 
     @property
     def drawn(self) -> tuple[int, int]:
@@ -170,6 +173,7 @@ def parameters(settings: Settings) -> str:
         "Size": "{}x{}".format(*settings.drawn),
         "Model hash": settings.fingerprint,
         "Model": Path(settings.model).name,
+        "Denoising strength": None if settings.strength is None else f"{settings.strength:g}",
         "Eta": settings.eta or None,
         "RNG": "CPU",
         "Version": f"qkv {settings.versions.get('qkv', '')}",

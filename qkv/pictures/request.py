@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from qkv.config import make_plain, plain
 from qkv.errors import InputError, quoted, shorten
+from qkv.pictures import initial
 from qkv.pictures.others import Parameters
 from qkv.pictures.picture import PUBLISHED_SAMPLERS, Settings, read
 from qkv.sample.denoise import find
@@ -28,7 +31,8 @@ class Request:
     `negatives` holds one text for all prompts or one each; `seeds` none (they are chosen), the first picture's (each
     next one has one more), or one for each picture. `size` is width and height of the final picture. `upscale` says
     whether the model's upscaler enlarges what was drawn (None: if it has one). `sampler` may be called as the web UI
-    calls it ("Euler a"). Raises InputError, NotFoundError.
+    calls it ("Euler a"). With `image`, drawing starts from it: it is made `strength` noisy (1 is nothing but noise;
+    None is 0.8, or 1 with a mask); `mask` is white where it is drawn anew. Raises InputError, NotFoundError.
     """
 
     prompts: tuple[str, ...]
@@ -41,6 +45,9 @@ class Request:
     size: tuple[int, int] | None = None
     eta: float = 0.0
     upscale: bool | None = None
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+    strength: float | None = None
     attention: bool = False  # also heat maps of where every word was looked at
 
     def __post_init__(self) -> None:
@@ -77,6 +84,20 @@ class Request:
             check_size(self.size, SIZE_UNIT)
         if self.upscale is not None and not isinstance(self.upscale, bool):
             raise InputError(f"upscale={quoted(self.upscale)} is not true or false")
+        self._check_image()
+
+    def _check_image(self) -> None:
+        for name in ("strength", "mask"):
+            if self.image is None and getattr(self, name) is not None:
+                raise InputError(f"there is a {name}, but no image that it is for; give one")
+        if self.strength is not None:
+            _number("strength", self.strength, 0.0, 1.0)
+        if self.image is not None:
+            object.__setattr__(self, "image", initial.checked("image", self.image))
+            usual = 0.8 if self.mask is None else 1.0
+            object.__setattr__(self, "strength", usual if self.strength is None else self.strength)
+        if self.image is not None and self.mask is not None:
+            object.__setattr__(self, "mask", initial.checked_mask(self.mask, self.image.size))
 
     @property
     def pictures(self) -> int:
@@ -150,8 +171,9 @@ class Again(NamedTuple):
     warnings: tuple[str, ...] = ()  # what it says and cannot be honoured
 
 
-def written_in(path: str | Path) -> Again:
-    """What to ask for so that the picture at `path` is drawn again.
+def written_in(path: str | Path, *, image: bool = False, mask: bool = False) -> Again:
+    """What to ask for so that the picture at `path` is drawn again, where it began from a picture from the same one:
+    `image` and `mask` say whether they are there.
 
     A picture of another tool gives what its `parameters` say; it cannot come out the same, and a warning says so.
     Raises InputError.
@@ -163,7 +185,10 @@ def written_in(path: str | Path) -> Again:
             "negatives": (settings.negative,),
             "seeds": (settings.seed,),
         }
-        same = ("steps", "guidance", "sampler", "size", "eta")
+        for name, there in (("image", image), ("mask", mask)):
+            if getattr(settings, name) and not there:
+                raise InputError(f"{path} began from a picture that it does not hold; give its {name} with --{name}")
+        same = ("steps", "guidance", "sampler", "size", "eta", "strength")
         asked |= {name: getattr(settings, name) for name in same}
         later = (
             (f"upscaled-since: {path} was enlarged after it was drawn; this draws it as it was",) if upscaled else ()
@@ -173,7 +198,7 @@ def written_in(path: str | Path) -> Again:
         raise InputError(f"{path} was drawn by {tool}, whose settings are not read; give its prompt yourself")
     if parameters is None:
         raise InputError(f"{path} does not say how it was drawn; it has neither a `qkv` nor a `parameters` text")
-    return _from_web_ui(parameters, path)
+    return _from_web_ui(parameters, path, image)
 
 
 def _pixels(text: str) -> tuple[int, int]:
@@ -193,7 +218,7 @@ _READ: dict[str, tuple[str, Callable[[str], Any]]] = {  # the web UI's field: ou
 _TELLING_NOTHING = {"Model hash": None, "Version": None, "Clip skip": "1", "RNG": "CPU"}
 
 
-def _from_web_ui(parameters: Parameters, path: str | Path) -> Again:
+def _from_web_ui(parameters: Parameters, path: str | Path, image: bool) -> Again:
     asked: dict[str, Any] = {"prompts": (parameters.prompt,), "negatives": (parameters.negative,)}
     rest = dict(parameters.fields)
     sampler, schedule = rest.pop("Sampler", ""), rest.pop("Schedule type", "")
@@ -206,6 +231,7 @@ def _from_web_ui(parameters: Parameters, path: str | Path) -> Again:
         # An unknown one may be replaced before it is refused.
         asked["sampler"] = known or _SAMPLERS.get(sampler, sampler)
     readers = _READ | ({"Eta": ("eta", float)} if asked.get("sampler") == "ddim" else {})
+    readers |= {"Denoising strength": ("strength", float)} if image else {}
     for name, (ours, read_field) in readers.items():
         if value := rest.pop(name, ""):
             try:

@@ -21,6 +21,10 @@ Equal to diffusers, step by step, but for three things. Its DDIM and PNDM land `
 they were, which is not where their next step begins if the spacing is uneven (linspace; trailing with 30 steps);
 here a step always lands on the next row. Its PNDM extrapolates a v network's v, which means something else at every
 level; here, as in the paper, the noise. Its DDIM takes the noise from before the guess was clipped; here from after.
+
+A walk may begin at the latent of a picture, noised to a row in the middle (SDEdit, 2108.01073), and keep that picture
+around what a mask lets be drawn (2206.02779). This equals diffusers, too, but for PNDM: there its first step, which is
+two calls, is cut in the middle.
 """
 
 import math
@@ -37,7 +41,7 @@ from qkv.errors import InputError, NotFoundError, unknown
 from qkv.models.noise import NoiseConfig, Prediction, SamplerName
 from qkv.sample import schedules
 from qkv.sample.predict import Denoised, at_least_float32
-from qkv.sample.schedules import Level
+from qkv.sample.schedules import CLEAN, Level
 
 Noise = Callable[[], Tensor]  # the next standard normal latent; the caller owns its generators
 
@@ -48,6 +52,18 @@ class Step(NamedTuple):
     number: int  # from 1 to steps
     level: Level  # where the latent is now
     latent: Tensor  # (B, C, Y, X), float32 at least
+
+
+class Keep(NamedTuple):
+    """What stays of a picture: its clean latent (B, C, Y, X), under the walk's first noise, but where `mask`
+    (B, 1, Y, X) is True."""
+
+    clean: Tensor
+    mask: Tensor
+    noise: Tensor
+
+    def at(self, level: Level, x: Tensor) -> Tensor:
+        return torch.where(self.mask, x, noised(self.clean, self.noise, level))
 
 
 Run = Callable[[Denoised, Tensor, Sequence[Level], Noise], Iterator[Step]]
@@ -62,6 +78,10 @@ class Sampler(NamedTuple):
     scaled_start: bool = False  # begins at sigma * noise
     zero_terminal_snr: bool = True  # can begin where alpha is 0
     clips: bool = False  # clamps every guess to the model's `clip`, if it has one
+
+
+def noised(clean: Tensor, noise: Tensor, level: Level) -> Tensor:
+    return level.alpha * clean + level.sigma * noise
 
 
 def move(x: Tensor, clean: Tensor, here: Level, there: Level) -> Tensor:
@@ -226,10 +246,7 @@ def _fits(row: Sampler, config: NoiseConfig) -> bool:
 
 
 def levels(config: NoiseConfig, sampler: str, steps: int) -> list[Level]:
-    """The schedule that `sampler` walks: steps + 1 rows. Raises NotFoundError, InputError.
-
-    To start in the middle, noise a clean latent to one of the rows and run the sampler on the rows from there.
-    """
+    """The schedule that `sampler` walks: steps + 1 rows. Raises NotFoundError, InputError."""
     row = find(sampler)
     if not 1 <= steps <= config.train_steps:
         raise InputError(f"steps={steps} is not in 1..{config.train_steps}")
@@ -243,13 +260,31 @@ def levels(config: NoiseConfig, sampler: str, steps: int) -> list[Level]:
     return row.schedule(config, steps)
 
 
+def first_row(steps: int, strength: float) -> int:
+    """The row where a picture's latent is noised: so that `strength` of the steps are left, rounded down. InputError
+    where none is."""
+    if not (left := min(int(steps * strength), steps)):
+        raise InputError(f"strength={strength:g} of {steps} steps is not one step; ask for more of either")
+    return steps - left
+
+
 def sample(
-    denoised: Denoised, x: Tensor, config: NoiseConfig, sampler: str, steps: int, *, noise: Noise, eta: float = 0.0
+    denoised: Denoised,
+    x: Tensor,
+    config: NoiseConfig,
+    sampler: str,
+    steps: int,
+    *,
+    noise: Noise,
+    eta: float = 0.0,
+    start: tuple[Tensor, int] | None = None,
+    keep: Keep | None = None,
 ) -> Iterator[Step]:
     """The steps from noise to a latent; the last one's `latent` is the result.
 
     `x` is standard normal noise (B, C, Y, X); `noise()` gives more of it to the samplers that are stochastic (and to
-    ddim where eta is above 0). Everything is checked before this returns. Raises NotFoundError, InputError.
+    ddim where eta is above 0). `start` is a clean latent and the row to begin at with it, noised by `x`; `keep` what
+    stays of a picture. Everything is checked before this returns. Raises NotFoundError, InputError.
     """
     rows = levels(config, sampler, steps)
     row = find(sampler)
@@ -258,11 +293,31 @@ def sample(
         if sampler != "ddim" or not 0 <= eta <= 1:
             raise InputError(f"eta={eta} with sampler {sampler}: only ddim takes eta, from 0 to 1")
         run = partial(ddim, eta=eta)
-    # k-diffusion's samplers begin at alpha * 0 + sigma * noise; the others keep the variance 1 that a noisy latent
-    # has. Their first row is not the noisiest with the leading spacing, and diffusers keeps it there as well.
-    scale = rows[0].sigma if row.scaled_start and config.spacing != "leading" else 1.0
-    bound = config.clip if row.clips else None
-    return run(_clipped(denoised, bound), at_least_float32(x) * scale, rows, noise)
+    x = at_least_float32(x)
+    if start is not None:
+        clean, first = start
+        rows = rows[first:]
+        x = noised(clean, x, rows[0])
+    elif row.scaled_start and config.spacing != "leading":
+        # k-diffusion's samplers begin at alpha * 0 + sigma * noise; the others keep the variance 1 that a noisy latent
+        # has. Their first row is not the noisiest with the leading spacing, and diffusers keeps it there as well.
+        x = rows[0].sigma * x
+    denoised = _clipped(denoised, config.clip if row.clips else None)
+    return run(denoised, x, rows, noise) if keep is None else _keeping(keep, run, denoised, x, rows, noise)
+
+
+def _keeping(
+    keep: Keep, run: Run, denoised: Denoised, x: Tensor, levels: Sequence[Level], noise: Noise
+) -> Iterator[Step]:
+    """The walk of a network that sees the kept picture around what it draws. Samplers mix no pixel with another, so
+    what they make of the rest does not matter."""
+
+    def around(x: Tensor, level: Level) -> Tensor:
+        return denoised(x if level == levels[0] else keep.at(level, x), level)
+
+    for step in run(around, x, levels, noise):
+        level = step.level if step.number < len(levels) - 1 else CLEAN
+        yield step._replace(latent=keep.at(level, step.latent))
 
 
 def _clipped(denoised: Denoised, bound: float | None) -> Denoised:

@@ -2,9 +2,11 @@
 
     prompt ─ tokens ─ memory ─┐
     seed ─── noise ─────── sampler ─ latent ─ picture ─ larger picture
+    picture, mask ─ latent ───┘
 
 Latent diffusion (2112.10752), with guidance (2207.12598). Pictures are computed one after another, each from its own
-generator, so a picture is the same alone and in a batch of eight. Left out: drawing on from a picture, inpainting.
+generator, so a picture is the same alone and in a batch of eight. Drawing may begin from a picture, and keep what a
+mask says of it (pictures/initial.py).
 """
 
 import copy
@@ -29,13 +31,16 @@ from qkv.loaded.drawer import Drawer, load_drawer
 from qkv.loaded.upscaler import Enlarger, enlarger_beside
 from qkv.loaded.where import AUTO, Where
 from qkv.models.latent_diffusion import LatentDiffusion
+from qkv.models.vae import VAE
+from qkv.pictures import initial
 from qkv.pictures.attention_map import AttentionMaps, heat_sheet
 from qkv.pictures.enlarge import enlarge
+from qkv.pictures.initial import Beginning, Initial, Spread
 from qkv.pictures.picture import Picture, Settings, Upscale
 from qkv.pictures.request import SIZE_UNIT, Request, check_size, several, texts
 from qkv.pictures.sheet import to_images
 from qkv.registry import label
-from qkv.sample.denoise import levels, sample
+from qkv.sample.denoise import first_row, levels, sample
 from qkv.sample.predict import Condition, Network, guided, predict
 from qkv.text.tokenizer import Prompt
 from qkv.text.weighting import parse, unsupported
@@ -66,6 +71,9 @@ def draw(
     size: tuple[int, int] | None = None,
     eta: float | None = None,
     upscale: bool | None = None,
+    image: Image.Image | str | Path | None = None,
+    mask: Image.Image | str | Path | None = None,
+    strength: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
@@ -75,7 +83,8 @@ def draw(
 
     Several prompts take one negative prompt or one each; `seed` is the first picture's (each next one has one more),
     or one for each picture; `size` is width and height in pixels, of the final picture where the model's own upscaler
-    enlarges what was drawn (`upscale=False` leaves that). With `attention` the pictures bring heat maps.
+    enlarges what was drawn (`upscale=False` leaves that). Drawing begins from `image`, if there is one, made `strength`
+    noisy; where `mask` is black, it stays. With `attention` the pictures bring heat maps.
     Raises InputError, NotFoundError, CheckpointError, ConfigError.
     """
     request = Request(
@@ -89,6 +98,9 @@ def draw(
         size=size,
         eta=0.0 if eta is None else eta,
         upscale=upscale,
+        image=initial.as_image(image),
+        mask=initial.as_image(mask),
+        strength=strength,
         attention=attention,
     )
     events = drawing(request, model, Where(device=device or "auto", dtype=dtype or "auto", threads=threads))
@@ -114,16 +126,18 @@ def _draw_all(
     request: Request, model: LatentDiffusion, enlarger: Enlarger | None, settings: Settings, warnings: list[str]
 ) -> Iterator[Progress | Picture]:
     seeds = request.choose_seeds()
+    base, base_warnings = _initial(request, model, settings)
+    steps = settings.steps - _first(settings)
     for number, seed in enumerate(seeds):
         prompt, negative = request.pairs[number // request.count]
         if number % request.count == 0:
             words, memory, negative_memory = read(model, prompt, negative if settings.guidance > 1 else "")
-            request_warnings = [*warnings, *unsupported(prompt), *unsupported(negative)]
+            request_warnings = [*warnings, *base_warnings, *unsupported(prompt), *unsupported(negative)]
         mine = dataclasses.replace(settings, prompt=prompt, negative=negative, seed=seed)
         maps = AttentionMaps(_latent_size(model, mine)) if request.attention else None
         began = time.perf_counter()
-        for step, latent in _denoise(model, memory, negative_memory, mine, maps):
-            yield Progress(number, len(seeds), step, settings.steps, partial(_preview, model, latent))
+        for step, latent in _denoise(model, memory, negative_memory, mine, maps, base):
+            yield Progress(number, len(seeds), step, steps, partial(_preview, model, latent))
         image, more = decode(model, latent)
         if enlarger:
             *_, (_, _, image) = enlarge(enlarger.network, image)
@@ -161,45 +175,81 @@ def _emphasise(states: Tensor, weights: Tensor) -> Tensor:
     return (weighted * (mean / weighted.mean((1, 2), keepdim=True))).to(states.dtype)
 
 
+def _initial(request: Request, model: LatentDiffusion, settings: Settings) -> tuple[Initial | None, list[str]]:
+    """The picture that a request begins from, as the autoencoder sees it, and warnings."""
+    if request.image is None:
+        return None, []
+    pixels = initial.pixels(request.image, settings.drawn).to(model.device)
+    picture, warnings = encode(model, pixels)
+    if request.mask is None:
+        return Initial(model.vae, picture), warnings
+    white = initial.white(request.mask, settings.drawn).to(model.device)
+    factor = model.vae.config.factor
+    rest = encode(model, pixels * ~white)[0] if model.inpaints else None
+    return Initial(model.vae, picture, white[..., ::factor, ::factor], rest), warnings
+
+
+def _first(settings: Settings) -> int:
+    """The row of the schedule where drawing begins."""
+    return 0 if settings.strength is None else first_row(settings.steps, settings.strength)
+
+
 def _denoise(
-    model: LatentDiffusion, memory: Tensor, negative_memory: Tensor, settings: Settings, maps: AttentionMaps | None
+    model: LatentDiffusion,
+    memory: Tensor,
+    negative_memory: Tensor,
+    settings: Settings,
+    maps: AttentionMaps | None,
+    base: Initial | None,
 ) -> Iterator[tuple[int, Tensor]]:
     """From the seed's noise to a latent: the number of each step and the latent (1, C, y, x) after it."""
     generator = torch.Generator().manual_seed(settings.seed)
-    shape = (1, model.unet.config.channels, *_latent_size(model, settings))
+    shape = (1, model.vae.config.latent_channels, *_latent_size(model, settings))
 
     def noise() -> Tensor:  # always drawn on the CPU, so that the device does not change the picture
         return torch.randn(shape, generator=generator).to(memory.device)
+
+    x, start, keep, seen = base.begin(_first(settings), noise) if base else Beginning(noise())
 
     def unet(condition: Condition) -> Network:
         read = model.remember(condition["memory"])
 
         def answer(x: Tensor, time: float) -> Tensor:
             with maps.watching(model.unet) if maps else nullcontext():
-                return _finite("U-Net", model.unet, lambda: model.predict(x, time, read))
+                return _finite("U-Net", model.unet, lambda: model.predict(x, time, read, seen))
 
         return answer
 
     network = guided(unet, {"memory": memory}, {"memory": negative_memory}, settings.guidance)
-    denoised = predict(network, model.noise)
-    walk = sample(denoised, noise(), model.noise, settings.sampler, settings.steps, noise=noise, eta=settings.eta)
-    for step in walk:
+    denoised, walk = predict(network, model.noise), (model.noise, settings.sampler, settings.steps)
+    for step in sample(denoised, x, *walk, noise=noise, eta=settings.eta, start=start, keep=keep):
         yield step.number, step.latent
+
+
+def encode(model: LatentDiffusion, pixels: Tensor) -> tuple[Spread, list[str]]:
+    """The latents that a picture (1, 3, Y, X) in [-1, 1] may have, and a warning as `decode` gives it."""
+    both, warnings = _autoencode(model.vae, pixels, lambda vae, pixels: torch.cat(vae.distribution(pixels), dim=1))
+    return Spread(*both.float().chunk(2, dim=1)), warnings
 
 
 @torch.inference_mode()
 def decode(model: LatentDiffusion, latent: Tensor) -> tuple[Image.Image, list[str]]:
     """The picture of a latent (1, C, y, x), and a warning if the autoencoder had to be run again in float32."""
-    vae, dtype, warnings = model.vae, next(model.vae.parameters()).dtype, []
+    pictures, warnings = _autoencode(model.vae, latent, VAE.decode)  # (1, 3, Y, X)
+    return to_images(pictures)[0], warnings
+
+
+def _autoencode(vae: VAE, x: Tensor, run: Callable[[VAE, Tensor], Tensor]) -> tuple[Tensor, list[str]]:
+    """What `run` makes of x in the autoencoder's own precision, or in float32 with a warning."""
+    dtype = next(vae.parameters()).dtype
     try:
-        pictures = _finite("autoencoder", vae, lambda: vae.decode(latent.to(dtype)))  # (1, 3, Y, X)
+        return _finite("autoencoder", vae, lambda: run(vae, x.to(dtype))), []
     except CheckpointError:
         if dtype is torch.float32:
             raise
         wide = copy.deepcopy(vae).float()
-        pictures = _finite("autoencoder", wide, lambda: wide.decode(latent))
-        warnings.append(f"vae-precision: the autoencoder overflowed in {_name(dtype)} and ran in float32")
-    return to_images(pictures)[0], warnings
+        warning = f"vae-precision: the autoencoder overflowed in {_name(dtype)} and ran in float32"
+        return _finite("autoencoder", wide, lambda: run(wide, x.float())), [warning]
 
 
 def _preview(model: LatentDiffusion, latent: Tensor) -> Image.Image:
@@ -242,8 +292,14 @@ def _settle(
         threads=threads or torch.get_num_threads(),
         versions={"qkv": version("qkv"), "torch": torch.__version__},
         upscale=_upscale(enlarger, name, size),
+        image=initial.digest(request.image),
+        mask=initial.digest(request.mask),
+        strength=None if request.strength is None else float(request.strength),
     )
     levels(model.noise, settings.sampler, settings.steps)
+    _first(settings)
+    if model.inpaints and request.mask is None:
+        raise InputError(f"{name} draws into pictures only; give it an image and a mask")
     if settings.eta and settings.sampler != "ddim":
         raise InputError(f"eta={settings.eta:g} with sampler {settings.sampler}: only ddim takes eta")
     warnings = [*model.warnings, *(enlarger.warnings if enlarger else ())]
@@ -255,6 +311,9 @@ def _settle(
             f"negative-without-guidance: at guidance {settings.guidance:g} the negative prompt does nothing; "
             "set guidance above 1"
         )
+    if request.image is not None and request.image.size != settings.drawn:
+        given, drawn = ("{}x{}".format(*size) for size in (request.image.size, settings.drawn))
+        warnings.append(f"image-size: the picture of {given} was resampled to {drawn}")
     return settings, warnings
 
 

@@ -19,7 +19,8 @@ from qkv.weights import clip, scheduler, unet, vae
 from qkv.weights.configs import write_json
 from qkv.weights.folder import Folder, write_tensors
 
-PIPELINES = ("StableDiffusionPipeline",)
+INPAINT = "StableDiffusionInpaintPipeline"
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", INPAINT)
 INDEX = "model_index.json"
 TEXT = "text_encoder/config.json"
 
@@ -89,7 +90,7 @@ def _configurations(folder: Folder, index: Published) -> tuple[dict[str, Publish
 def _check_fit(model: LatentDiffusion, path: Path) -> None:
     """The parts must speak to each other."""
     unet, vae, text = model.unet.config, model.vae.config, model.text.config
-    if unet.channels != vae.latent_channels or unet.out_channels != vae.latent_channels:
+    if unet.out_channels != vae.latent_channels or unet.channels not in (unet.out_channels, model.inpainting_channels):
         raise CheckpointError(
             f"{path}: the U-Net's {unet.channels} channels are not the {vae.latent_channels} of the vae"
         )
@@ -142,7 +143,7 @@ def save_latent_diffusion(
     write_json(path / scheduler.FILE, noise)
     unknown = {key: value for key, value in model.files.get(INDEX, {}).items() if key not in INDEX_KEYS.names}
     more = {key: value for key, value in unknown.items() if not isinstance(value, list)}  # which would be a part
-    write_json(path / INDEX, more | _index(noise["_class_name"]))
+    write_json(path / INDEX, more | _index(noise["_class_name"], model.inpaints))
 
 
 def _came_with(model: LatentDiffusion, file: str, read: Callable[[Published], Any], config: Any) -> Published | None:
@@ -151,9 +152,9 @@ def _came_with(model: LatentDiffusion, file: str, read: Callable[[Published], An
     return came if came is not None and read(came) == config else None
 
 
-def _index(scheduler: str) -> dict[str, Any]:
+def _index(scheduler: str, inpaints: bool) -> dict[str, Any]:
     return {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": INPAINT if inpaints else PIPELINES[0],
         "_diffusers_version": unet.VERSION,
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
