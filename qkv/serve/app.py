@@ -11,26 +11,26 @@ from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
+from prometheus_client import Gauge
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from qkv import registry
 from qkv.errors import QkvError, shorten
 from qkv.loaded import models as loaded
-from qkv.serve import anthropic, llamacpp, ollama, openai, openai_images
-from qkv.serve.answers import Failure, GoneError, Json, failure
+from qkv.serve import anthropic, jobs, llamacpp, ollama, openai, openai_images, own
+from qkv.serve.answers import Failure, GoneError, failure
 from qkv.serve.guard import Guard
+from qkv.serve.jobs import Jobs
 from qkv.serve.journal import Journal
 from qkv.serve.rooms import Rooms
 from qkv.serve.settings import ServeSettings
 
 DIALECTS: tuple[ModuleType, ...] = (openai, anthropic, ollama)  # the first words what belongs to nobody
-MORE = (openai_images.router, llamacpp.router)
-
-own = APIRouter(tags=["This server"])
+MORE = (own.router, openai_images.router, llamacpp.router, jobs.router)
 
 
 def make_app(settings: ServeSettings) -> ASGIApp:
@@ -40,13 +40,16 @@ def make_app(settings: ServeSettings) -> ASGIApp:
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_ready(app, rooms))
+        app.state.jobs.begin(app)
         yield
         loading.cancel()
+        await app.state.jobs.end()
 
     app = FastAPI(title="qkv", version=version("qkv"), lifespan=life, docs_url=None, redoc_url=None)
     app.state.rooms, app.state.journal, app.state.ready = rooms, journal, False
+    app.state.jobs = Jobs(settings.folder or registry.home() / "jobs")
     _gauges(rooms, journal)
-    for router in (own, *(dialect.router for dialect in DIALECTS), *MORE):
+    for router in (*(dialect.router for dialect in DIALECTS), *MORE):
         app.include_router(router)
     for kind in (QkvError, GoneError, Exception):
         app.add_exception_handler(kind, _broken)
@@ -98,23 +101,3 @@ async def _refused(request: Request, error: Exception) -> Response:
     known = {404: "there is nothing at this path", 405: "this path is asked in another way"}
     message = known.get(error.status_code, shorten(str(error.detail), 300))
     return shown(request.url.path, Failure(error.status_code, kinds.get(error.status_code, "invalid"), message))
-
-
-@own.get("/health")
-async def health() -> Json:
-    """Whether the process answers at all."""
-    return Json({"status": "ok"})
-
-
-@own.get("/ready")
-@own.get("/ping")
-async def ready(request: Request) -> Response:
-    """Whether the models that it starts with are there, and it takes requests."""
-    good = request.app.state.ready and not request.app.state.rooms.closing
-    return Response(status_code=200 if good else 503)
-
-
-@own.get("/metrics")
-async def metrics(request: Request) -> Response:
-    """For Prometheus."""
-    return Response(generate_latest(request.app.state.journal.registry), media_type=CONTENT_TYPE_LATEST)

@@ -6,10 +6,12 @@ A request's `Record` goes with it through the context, so that whoever computes 
 import json
 import logging
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 log = logging.getLogger("qkv.serve")
@@ -40,6 +42,25 @@ def note(model: str = "", **counts: int) -> None:
         record.model = model or record.model
         for name, count in counts.items():
             record.counts[name] = record.counts.get(name, 0) + count
+
+
+Watcher = Callable[[int, int, Image.Image | None], None]  # steps done, of how many, how it looks
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+def watch(watcher: Watcher) -> None:
+    """From here on `watcher` hears of the steps of what is computed for the caller."""
+    _watcher.set(watcher)
+
+
+def watched() -> bool:
+    return _watcher.get() is not None
+
+
+def step(done: int, total: int, preview: Image.Image | None = None) -> None:
+    """Tells who watches."""
+    if (watcher := _watcher.get()) is not None:
+        watcher(done, total, preview)
 
 
 def request_id() -> str:

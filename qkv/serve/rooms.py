@@ -9,14 +9,16 @@ import contextvars
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
 from qkv import registry
 from qkv.errors import BusyError, InputError, NotFoundError, unknown
+from qkv.loaded.drawer import load_drawer
 from qkv.loaded.language import Language, load_language
+from qkv.loaded.translator import load_ready
 from qkv.pictures.picture import Picture
 from qkv.pictures.request import Request
 from qkv.registry import Model
@@ -32,6 +34,7 @@ from qkv.tasks.translate import Translation, translating
 from qkv.writing.loop import Completion, Piece, awrite
 
 T = TypeVar("T")
+JOB_PREVIEWS = 5  # of each picture of a job
 FRESH = 2.0  # seconds that a listing of models is believed
 
 
@@ -149,12 +152,17 @@ class Rooms:
     ) -> AsyncIterator[Step | Picture | None]:
         name = self.names.find(model, "pictures")
         journal.note(model=name)
+        previews = max(previews, JOB_PREVIEWS if journal.watched() else 0)
         with self.admitted("pictures"):
             events = await self.beside(lambda: drawing(request, name, self.settings.where))
             yield None
             async for event in self._pictures.run(lambda: _with_previews(events, previews)):
                 done = isinstance(event, Picture)
                 journal.note(pictures=int(done), steps=int(not done))
+                if isinstance(event, Step):
+                    now = event.progress
+                    before = now.picture * now.steps
+                    journal.step(before + now.step, now.pictures * now.steps, event.preview)
                 yield event
 
     async def embed(self, texts: Sequence[str], model: str | None, kind: Kind = "prefix") -> tuple[str, Embeddings]:
@@ -186,17 +194,23 @@ class Rooms:
 
     async def preload(self) -> None:
         """The default models of text and pictures, in memory."""
-        from qkv.loaded.drawer import load_drawer
+        for kind in ("text", "pictures"):
+            with suppress(NotFoundError):
+                await self.load(self.names.find(None, kind))
 
-        for kind, load in (
-            ("text", lambda name: load_language(name, **vars(self.settings.where), offline=True)),
-            ("pictures", lambda name: load_drawer(name, self.settings.where)),
-        ):
-            try:
-                name = self.names.find(None, kind)
-            except NotFoundError:
-                continue
-            await self.beside(lambda load=load, name=name: load(name))  # type: ignore[misc]
+    async def load(self, name: str) -> None:
+        """Brings a model into memory. Raises NotFoundError, InputError for a kind that nothing loads ahead."""
+        name, where = self.names.known(name), self.settings.where
+        loaders: dict[str, Callable[[], object]] = {
+            "text": lambda: self.language(name),
+            "pictures": lambda: load_drawer(name, where),
+            "embeddings": lambda: load_embedder(name, device=where.device, dtype=where.dtype, offline=True),
+            "translation": lambda: load_ready(name, device=where.device, dtype=where.dtype, offline=True),
+        }
+        kind = self.names.all()[name].kind
+        if kind not in loaders:
+            raise InputError(f"model {name} is for {kind}, which is not loaded ahead")
+        await self.beside(loaders[kind])
 
 
 async def _begun(events: AsyncIterator[T | None]) -> AsyncIterator[T]:

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from qkv.config import make_plain
 from qkv.errors import ConfigError
@@ -22,6 +23,7 @@ class ServeSettings:
     models: Mapping[str, str] = field(default_factory=dict)  # kind: the model where a client names none
     aliases: Mapping[str, str] = field(default_factory=dict)  # a name that clients use: ours
     where: Where = AUTO
+    folder: Path | None = None  # of jobs; None: in the data home
     offline: bool = False
     preload: bool = True  # the default models of text and pictures, before the server is ready
     max_body: int = 64 << 20  # bytes

@@ -1,0 +1,85 @@
+"""This server's own paths, in plain JSON: how it is, which models are in memory, translation."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import ConfigDict
+
+from qkv.loaded import models as loaded
+from qkv.serve.answers import Json, Plain, until_gone
+from qkv.serve.openai import Body
+from qkv.serve.rooms import Rooms
+
+router = APIRouter(tags=["This server"])
+
+
+@router.get("/health")
+async def health() -> Json:
+    """Whether the process answers at all."""
+    return Json({"status": "ok"})
+
+
+@router.get("/ready")
+@router.get("/ping")
+async def ready(request: Request) -> Response:
+    """Whether the models that it starts with are there, and it takes requests."""
+    good = request.app.state.ready and not request.app.state.rooms.closing
+    return Response(status_code=200 if good else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """For Prometheus."""
+    return Response(generate_latest(request.app.state.journal.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class TranslateBody(Body):
+    """/v1/translate"""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"example": {"text": "Click the button.", "to": "de"}})
+
+    text: str | list[str]
+    to: str | None = None
+
+
+@router.post("/v1/translate")
+async def translate(asked: TranslateBody, request: Request) -> Json:
+    """A text, or each of several."""
+    rooms: Rooms = request.app.state.rooms
+    texts = [asked.text] if isinstance(asked.text, str) else asked.text
+    lines = [text.split("\n") for text in texts]
+    every = [line for each in lines for line in each]
+    found = iter(await until_gone(request, rooms.translate(every, asked.to, asked.model)))
+    several = [[next(found) for _ in each] for each in lines]
+    said = ["\n".join(line.text for line in each) for each in several]
+    warnings = dict.fromkeys([warning for each in several for line in each for warning in line.warnings])
+    answer: Plain = {"text": said[0] if isinstance(asked.text, str) else said}
+    answer["model"] = next((line.model for each in several for line in each), asked.model)
+    told = [*warnings, *asked.unknown()]
+    return Json(answer | ({"warnings": told} if told else {}))
+
+
+@router.get("/v1/memory")
+async def memory() -> Json:
+    """The models that are in memory."""
+    about = ("name", "kind", "device", "dtype", "bytes", "used")
+    return Json({"data": [{name: getattr(model, name) for name in about} for model in loaded.loaded()]})
+
+
+@router.post("/v1/models/{name:path}/load")
+async def load(name: str, request: Request) -> Json:
+    """Brings a model into memory, as its first use would."""
+    rooms: Rooms = request.app.state.rooms
+    await until_gone(request, rooms.load(name))
+    return await memory()
+
+
+@router.post("/v1/models/{name:path}/unload")
+async def unload(name: str, request: Request) -> Any:
+    """Lets a model go; what computes with it goes on to its end."""
+    rooms: Rooms = request.app.state.rooms
+    known = rooms.names.known(name)
+    await rooms.beside(lambda: loaded.unload(known))
+    return await memory()
