@@ -14,6 +14,8 @@ from qkv.loaded.memory import module_bytes
 from qkv.loaded.models import What
 from qkv.loaded.where import AUTO, Where
 from qkv.models.upscaler import Upscaler
+from qkv.registry import CONFIG, INDEX
+from qkv.weights.folder import Folder
 from qkv.weights.upscaler import FOLDER, load_upscaler
 
 
@@ -38,17 +40,23 @@ def load_enlarger(
     Raises NotFoundError, CheckpointError, ConfigError.
     """
     path = Path(model) if Path(model).is_file() else find(model, offline=offline)
-    if not path.is_file() and (path / "model_index.json").is_file():
-        path /= FOLDER
-        if not path.is_dir():
+    if path.is_dir() and (path / INDEX).is_file():
+        beside = _beside(path)
+        if beside is None:
             raise NotFoundError(f"{model} has no upscaler; name one by its file or folder")
+        path = beside
     return _get(path, where, allow_pickle)
 
 
 def enlarger_beside(model: str | Path, where: Where) -> Enlarger | None:
     """The upscaler that the folder of a model that draws holds, if any."""
-    path = find(model) / FOLDER
-    return _get(path, where) if path.is_dir() else None
+    path = _beside(find(model))
+    return None if path is None else _get(path, where)
+
+
+def _beside(path: Path) -> Path | None:
+    folder = Folder(path)
+    return folder.file(f"{FOLDER}/{CONFIG}").parent if folder.has(FOLDER) else None  # not if it is a link out of it
 
 
 def _get(path: Path, where: Where, allow_pickle: bool = False) -> Enlarger:

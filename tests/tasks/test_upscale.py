@@ -11,7 +11,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 import qkv as package
-from qkv.errors import InputError, NotFoundError
+from qkv.errors import CheckpointError, InputError, NotFoundError
 from qkv.loaded import files
 from qkv.loaded.models import loaded, unload
 from qkv.models.upscaler import Compact, CompactConfig
@@ -226,6 +226,18 @@ def test_it_runs_after_the_decoder(drawer: Path, tiny: Path, enlarging: Path) ->
     assert quick(drawer, upscale=True).image.tobytes() == large.image.tobytes()
     with pytest.raises(InputError, match="upscale=True, but tiny has no upscaler"):
         quick(tiny, upscale=True)
+
+
+def test_an_upscaler_that_lies_elsewhere_is_refused(drawer: Path, tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "linked")
+    (tmp_path / "linked" / "upscaler").symlink_to(drawer / "upscaler")
+    with pytest.raises(CheckpointError, match="is a link out of the model folder"):
+        quick(tmp_path / "linked")
+    assert quick(tmp_path / "linked", upscale=False).image.size == (32, 32)
+    shutil.copytree(tiny, tmp_path / "half")
+    (tmp_path / "half" / "upscaler").mkdir()
+    with pytest.raises(CheckpointError, match=r"has no file 'upscaler/config.json'"):
+        quick(tmp_path / "half")
 
 
 def test_a_size_is_the_final_one(drawer: Path) -> None:
