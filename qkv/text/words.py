@@ -48,6 +48,8 @@ PATTERNS = {
 }
 
 SPACE = "▁"  # how pieces spell it
+# Gemma's, which cuts at spaces when its normalizer has left none.
+_IDLE = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def json_rules(values: Mapping[str, Any]) -> Rules:
         parts = [_pre_tokenizer(node) for node in nodes]
         cut = pre_tokenizers.Sequence(parts) if len(parts) > 1 else parts[0]
         return Rules("bytes", forms, cut, cut, whole)
-    if pieces and not nodes:
+    if pieces and all(node == _IDLE for node in nodes):
         return Rules("pieces", forms, None, None, whole, leads)
     if spellings == {"Metaspace"} and len(nodes) == 1 and not pieces:
         scheme = _metaspace(nodes[0])

@@ -1,8 +1,8 @@
 """A decoder out of a GGUF file: its metadata -> DecoderConfig, its tensors -> blocks under our names.
 
-The Llama line (llama, which Mistral and SmolLM2 are too, qwen2, qwen3) and GPT-2. A key of the architecture that is not
-known here is refused by name, so that no model is silently computed wrong. Whether projections have biases and the
-head is the embedding is not in the metadata: the tensors say it.
+The Llama line (llama, which Mistral and SmolLM2 are too, qwen2, qwen3), Gemma 2 and GPT-2. A key of the architecture
+that is not known here is refused by name, so that no model is silently computed wrong. Whether projections have biases
+and the head is the embedding is not in the metadata: the tensors say it.
 
 Two things that converters change are undone, by whole rows of blocks, so that quantised weights stay as they are: the
 rows of q and k of "llama" (`_half_split`), and GPT-2's fused q, k and v. Left out: mixtures of experts, and rotary
@@ -42,6 +42,8 @@ _FIELDS = {
     "attention.layer_norm_epsilon": "norm_eps",
     "rope.freq_base": "rotary_base",
     "rope.dimension_count": "rotary_dim",
+    "attn_logit_softcapping": "score_cap",
+    "final_logit_softcapping": "logit_cap",
 }
 # Keys of what we do not have, with the values that mean "none of it".
 _FIXED = {
@@ -62,6 +64,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA | {"qk_norm": True},
+    "gemma2": _LLAMA | {"activation": "gelu_tanh", "post_norm": True, "scaled": True},
     "gpt2": {"activation": "gelu_tanh", "norm": "layer", "position": "learned"},
 }
 
@@ -119,6 +122,8 @@ def _config(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str
         "bias": "blk.0.ffn_up.bias" in tensors,
         "windows": [given.get("attention.sliding_window") or None],
     }
+    if architecture == "gemma2":
+        values |= _gemma2(values)
     config = build(DecoderConfig, values)
     width = config.stack.head_width
     for key in ("attention.value_length", *(["rope.dimension_count"] if architecture == "llama" else [])):
@@ -128,6 +133,12 @@ def _config(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str
         scaling = _scaling(config, dequantise(tensors["rope_freqs.weight"]))
         config = dataclasses.replace(config, rotary_scaling=scaling)
     return config
+
+
+def _gemma2(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What converters leave out: every other layer has no window, and the 27B model, of 46 layers, its own scale."""
+    large = {"scale": (values["dim"] / values["heads"]) ** -0.5} if values["layers"] == 46 else {}
+    return {"windows": [*values["windows"], None], **large}
 
 
 def _scaling(config: DecoderConfig, slower: npt.NDArray[np.float32]) -> RotaryScaling:
@@ -186,6 +197,8 @@ _PARTS = {
     "attention.out": "attn_output",
     "attention_norm": "attn_norm",
     "ffn_norm": "ffn_norm",
+    "attention_post_norm": "post_attention_norm",
+    "ffn_post_norm": "post_ffw_norm",
     **{f"ffn.{part}": f"ffn_{part}" for part in ("gate", "up", "down")},
 }
 

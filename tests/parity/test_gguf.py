@@ -11,12 +11,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qkv import registry
+from qkv.engine.native_runner import NativeRunner
+from qkv.engine.runner import Chunk
 from qkv.errors import CheckpointError
+from qkv.kernels import build
 from qkv.weights import gguf_decoder
 from qkv.weights.gguf import open_gguf
-from qkv.weights.gguf_decoder import load_gguf
+from qkv.weights.gguf_decoder import load_gguf, read_decoder
 
 KIND = gguf.GGMLQuantizationType
+CAPS = (3.0, 5.0)  # of Gemma 2's scores and logits
 IDS = torch.randint(0, 90, (2, 17), generator=torch.Generator().manual_seed(0))
 
 
@@ -38,7 +42,8 @@ def numbers(draw: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.
 def write(path: Path, architecture: str, kinds: dict[str, str], **split: int) -> Path:
     """A file of two layers of 64 numbers, 4 heads, 2 for keys and values but in GPT-2."""
     dim, ffn, heads, kv_heads, vocab, context = 64, 256, 4, 2, 96, 1024
-    width = 128 if architecture == "qwen3" else dim // heads  # transformers takes that and the context as given
+    # transformers takes these widths, the context and Gemma 2's scale, the root of 256, as given.
+    width = {"qwen3": 128, "gemma2": 256}.get(architecture, dim // heads)
     writer = gguf.GGUFWriter(path, architecture, **split)
     writer.add_context_length(context)
     writer.add_token_list([str(i) for i in range(vocab)])
@@ -62,14 +67,22 @@ def write(path: Path, architecture: str, kinds: dict[str, str], **split: int) ->
         writer.add_head_count_kv(kv_heads)
         writer.add_layer_norm_rms_eps(1e-5)
         writer.add_rope_freq_base(1000.0)
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(CAPS[0])
+        writer.add_final_logit_softcapping(CAPS[1])
+        writer.add_sliding_window(6)
+    elif architecture != "gpt2":
         add("output.weight", vocab, dim)
-    if architecture == "qwen3":
+    if architecture in ("qwen3", "gemma2"):
         writer.add_key_length(width)
         writer.add_value_length(width)
     for i in range(2):
         for norm in norms:
             add(f"blk.{i}.attn_norm.{norm}", dim)
             add(f"blk.{i}.ffn_norm.{norm}", dim)
+            if architecture == "gemma2":
+                add(f"blk.{i}.post_attention_norm.{norm}", dim)
+                add(f"blk.{i}.post_ffw_norm.{norm}", dim)
         if architecture == "gpt2":
             for name, rows, columns in (("attn_qkv", 3 * dim, dim), ("attn_output", dim, dim)):
                 add(f"blk.{i}.{name}.weight", rows, columns)
@@ -98,7 +111,12 @@ def write(path: Path, architecture: str, kinds: dict[str, str], **split: int) ->
 
 
 def theirs(path: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    if model.config.model_type == "gemma2":  # whose caps it does not read
+        model.config.final_logit_softcapping = CAPS[1]
+        for layer in model.model.layers:
+            layer.self_attn.attn_logit_softcapping = CAPS[0]
+    return model
 
 
 @torch.no_grad()
@@ -114,6 +132,7 @@ CASES = {
     "llama-k6": ("llama", {"ffn_down": "Q6_K", "attn_q": "Q8_0", "output": "F16"}),
     "qwen2": ("qwen2", {"ffn_down": "Q5_K"}),
     "qwen3": ("qwen3", {"attn_k": "Q8_0"}),
+    "gemma2": ("gemma2", {"ffn_down": "Q8_0", "token_embd": "Q8_0"}),
     "gpt2": ("gpt2", {}),
 }
 
@@ -122,6 +141,25 @@ CASES = {
 @pytest.mark.filterwarnings("ignore")
 def test_logits_equal(case: str, tmp_path: Path) -> None:
     assert distance(write(tmp_path / "a.gguf", *CASES[case])) < 1e-5
+
+
+@pytest.mark.skipif(build.available() is not None, reason=str(build.available()))
+@pytest.mark.filterwarnings("ignore")
+def test_gemma_2_on_the_compiled_kernels(tmp_path: Path) -> None:
+    """Within what keys and values of 16 bits cost; the window of 6 is in every other layer alone."""
+    path = write(tmp_path / "a.gguf", *CASES["gemma2"])
+    runner = NativeRunner(*read_decoder(open_gguf(path)), memory=1 << 20, threads=1)
+    (found,) = runner.step([Chunk(IDS[0].tolist(), 0, [0], 17)])
+    with torch.no_grad():
+        expected = theirs(path)(IDS[:1]).logits[0]
+    assert (torch.from_numpy(found) - expected).abs().max() < 2e-3 * expected.abs().max()
+
+
+def test_gemma_2_of_46_layers_has_a_scale_of_its_own() -> None:
+    """As llama.cpp has it for 27B, whose config.json says query_pre_attn_scalar 144."""
+    large = {"dim": 4608, "heads": 32, "windows": [4096], "layers": 46}
+    assert gguf_decoder._gemma2(large) == {"windows": [4096, None], "scale": 144**-0.5}
+    assert gguf_decoder._gemma2(large | {"layers": 42}) == {"windows": [4096, None]}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
+from qkv.errors import InputError
+from qkv.text.chat import ChatTemplate, Message
 from qkv.text.language import LanguageTokenizer
 
 CORPUS = [
@@ -56,6 +58,16 @@ TEKKEN = GPT_4O.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "").replace("{1,3}", ""
 BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 
 
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}"
+    "{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+)
+
+
 def split(pattern: str) -> Any:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level])
@@ -75,16 +87,16 @@ BYTE_LEVEL: dict[str, tuple[Any, Any, bool, str | None]] = {
     "gpt-2 with a space": (None, pre_tokenizers.ByteLevel(add_prefix_space=True), False, None),
     "gpt-2 spelled out": (None, split(GPT_2), False, None),
 }
-PIECES = ["llama-2", "mistral"]
+PIECES = ["llama-2", "mistral", "gemma"]
 
 
-def finish(folder: Path, backend: Tokenizer, bos: str, eos: str, begins: bool) -> None:
+def finish(folder: Path, backend: Tokenizer, bos: str, eos: str, begins: bool, **said: str) -> None:
     if begins:
         begin = (bos, backend.token_to_id(bos))
         backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[begin])
     folder.mkdir()
     backend.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos} | said
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
@@ -110,17 +122,28 @@ def pieces(folder: Path, name: str) -> None:
     learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
     learner.train_from_iterator(CORPUS * 3, trainers.BpeTrainer(vocab_size=500, show_progress=False))
     learnt = json.loads(learner.to_str())["model"]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learnt["vocab"]]
+    control = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
+    control = control if name == "gemma" else ["<unk>", "<s>", "</s>"]
+    tokens = [*control, *(f"<0x{byte:02X}>" for byte in range(256)), *learnt["vocab"]]
     ids = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     merges = [tuple(merge) for merge in learnt["merges"]]
     backend = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if name == "gemma":  # as google/gemma-2-2b-it publishes it
+        backend.normalizer = normalizers.Replace(" ", "▁")
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        backend.decoder = decoders.Sequence(parts)
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+        backend.add_tokens([AddedToken(token, normalized=False) for token in ("\n\n", "\n\n\n", "▁▁", "<table>")])
+        named = {"pad_token": "<pad>", "unk_token": "<unk>", "chat_template": GEMMA}
+        finish(folder, backend, "<bos>", "<eos>", begins=True, tokenizer_class="GemmaTokenizer", **named)
+        return
     if name == "llama-2":
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    backend.decoder = decoders.Sequence(parts)
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens[:3]])
+    backend.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     finish(folder, backend, "<s>", "</s>", begins=True)
 
 
@@ -199,6 +222,20 @@ def test_saved_for_transformers(
     assert again.encode(text) == ours.encode(text)
     assert reopened.encode(text) == theirs.encode(text)
     assert reopened.decode(theirs.encode(text)) == theirs.decode(theirs.encode(text))
+
+
+def test_gemmas_turns(folders: Path) -> None:
+    """Its chat template, and the end of a turn ends an answer."""
+    ours, theirs = LanguageTokenizer.load(folders / "gemma"), AutoTokenizer.from_pretrained(folders / "gemma")
+    assert type(theirs).__name__.startswith("GemmaTokenizer")
+    assert theirs.convert_tokens_to_ids("<end_of_turn>") in ours.stops
+    template = ChatTemplate.load(folders / "gemma")
+    turns = [("user", "  the dog\n\n<table> "), ("assistant", "jumps 狗"), ("user", "over  two ▁▁ spaces?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert template.encode([Message(*turn) for turn in turns], ours) == expected
+    with pytest.raises(InputError, match="System role not supported"):
+        template.encode([Message("system", "be brief"), Message("user", "a")], ours)
 
 
 @pytest.mark.parametrize("name", [name for name, (*_, pre) in BYTE_LEVEL.items() if pre])
