@@ -19,6 +19,8 @@ PARTS = ("name", "colour", "size", "outfit", "worn")  # of each actor; their slo
 WHOLE = ("event", "count", "place", "condition", "painting", "style")
 SLOTS = (*WHOLE, *(f"{part} {i}" for i in range(ACTORS) for part in PARTS))
 
+COLOURLESS = ("pencil", "sepia")  # ways of painting
+
 Facts = Mapping[str, str]  # by slot, the slots that are not said left out
 
 
@@ -61,14 +63,17 @@ def facts(scene: Scene, vocabulary: Vocabulary) -> dict[str, str]:
 
 
 def said(scene: Scene) -> list[str]:
-    """The slots that a prompt for the scene speaks of: not the time, nor a shirt that is only a body, nor the number of
-    those who play; a size, a way of painting only where there is one."""
-    silent = {"style", *(() if scene.place == "plain" else ("condition",)), *(() if scene.painting else ("painting",))}
-    silent |= set() if scene.event == "count" else {"count"}
+    """The slots that a prompt for the scene speaks of and a picture shows: not the time, nor a shirt that is only a
+    body, nor the number of those who play; size and way of painting where there is one, colours where any is seen."""
+    grey = scene.painting in COLOURLESS
+    silent = {"style"} | {f"size {i}" for i in range(ACTORS)}
+    silent |= {"condition"} if grey or scene.place != "plain" else set()
+    silent |= {"painting"} if not scene.painting else set()
+    silent |= {"count"} if scene.event != "count" else set()
+    silent |= {f"colour {i}" for i in range(ACTORS)} if grey else set()
     for i, actor in enumerate(scene.actors):
         silent |= {f"outfit {i}", f"colour {i}"} if actor.outfit == SHIRT else set()
-        silent |= set() if actor.size else {f"size {i}"}
-    silent |= {f"size {i}" for i in range(len(scene.actors), ACTORS)}
+        silent -= {f"size {i}"} if actor.size else set()
     return [slot for slot in SLOTS if slot not in silent]
 
 

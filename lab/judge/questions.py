@@ -78,6 +78,7 @@ class Questions:
 
     def changed(self, scene: Scene, rng: Random, *, slots: Sequence[str] | None = None) -> dict[str, list[Scene]]:
         """The scenes that differ from this one in one thing that its caption says (or `slots`), by that thing."""
+        slots = said(scene) if slots is None else slots
         found = {
             "order": [replace(scene, actors=scene.actors[::-1])] if scene.event not in ANY_ORDER else [],
             "event": [replace(scene, event=event) for event in self._events(scene)],
@@ -98,10 +99,9 @@ class Questions:
             found[part] = [
                 _recast(scene, i, replace(actor, **{part: value}))
                 for i, actor in enumerate(scene.actors)
-                if getattr(actor, part) and not (actor.outfit == SHIRT and part in ("outfit", "colour"))
+                if getattr(actor, part) and f"{part} {i}" in slots
                 for value in values
             ]
-        slots = said(scene) if slots is None else slots
         true = self._told(scene, slots)
         return {part: [row for row in rows if self._told(row, slots) != true] for part, rows in found.items()}
 

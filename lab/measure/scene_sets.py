@@ -23,7 +23,7 @@ from lab.scenes.captions import caption
 from lab.scenes.dataset import Scenes
 from lab.scenes.imagine import COLOURS
 from lab.scenes.places import PLACES
-from lab.scenes.scene import SHIRT, Actor, Event, Scene
+from lab.scenes.scene import Actor, Event, Scene
 from qkv.config import build
 
 SEED = 20260115
@@ -176,7 +176,7 @@ def _changed(thing: str) -> Change:
 def _recoloured(questions: Questions, scene: Scene) -> list[Scene]:
     """A single thing in each other colour."""
     (actor,) = scene.actors
-    if not actor.colour or actor.outfit == SHIRT:
+    if not actor.colour or "colour 0" not in said(scene):
         return []
     return [replace(scene, actors=(replace(actor, colour=colour),)) for colour in COLOURS if colour != actor.colour]
 

@@ -77,20 +77,21 @@ def run(
         raise InputError(f"count={count} is too few for a share; give at least 10")
     if not (judge / "config.json").is_file():
         raise NotFoundError(f"no judge of scenes in {judge}; train one: python -m lab train recipes/scenes-judge.toml")
-    sets = Sets(scenes or dataset.load(0, progress=progress))
-    scale = count / FULL
-    asked = ask(sets, scale)
+    weights = resolve(model) if draw is None else None
     folder = folder or Path("runs") / f"scenes-{Path(model).name}"
+    sets = Sets(scenes or dataset.load(0, progress=progress))
+    asked = ask(sets, count / FULL)
     # Before the long work, so that an unwritable folder costs nothing.
     write_json(folder / "prompts.json", {name: [one.prompt for one in rows] for name, rows in asked.items()})
-    evaluation = Evaluation(load_reader(judge), sets)
-    trust = evaluation.trust(max(20, round(scale * EXAMINED)))
-    album = Album(folder / "drawn", fingerprint(resolve(model)) if draw is None else "", draw or drawer(model))
+    album = Album(folder / "drawn", fingerprint(weights) if weights else "", draw or drawer(model))
     drawn = album.draw_all(asked, progress)
+    evaluation = Evaluation(load_reader(judge), sets)
+    trust = evaluation.trust(EXAMINED)
     rows = {name: evaluation.examine(drawn[name], rows) for name, rows in asked.items()}
     result = {"model": model, "count": count, "void": trust.value < TRUSTED, "judge": plain(trust), "sets": rows}
-    if draw is None:
-        result["redrawn"] = plain(evaluation.redrawn(load_vae(Folder(resolve(model))).float().eval(), asked["seen"]))
+    if weights:
+        result["redrawn"] = plain(evaluation.redrawn(load_vae(Folder(weights)).float().eval(), asked["seen"]))
+
     write_json(folder / "metrics.json", result)
     with replacing(folder / "table.txt") as file:
         file.write(table(result).encode())

@@ -37,6 +37,9 @@ def test_what_a_prompt_says():
     assert "condition" in said(scene("1F408", condition="white", event="alone"))  # the ground's colour
     assert "painting" in said(scene("1F408", painting="oil", event="alone"))
     assert "count" in said(scene("1F408", event="count", count=3))
+    blue = Scene(event="alone", actors=(Actor(concept="1F34C", colour="blue"),), condition="white", style="noto")
+    assert {"colour 0", "condition"} <= set(said(blue))
+    assert not {"colour 0", "condition"} & set(said(replace(blue, painting="pencil")))  # nobody can see it
     player = Scene(event="cards", actors=(Actor(concept="1F9D1", outfit=SHIRT, colour="red"),), count=3, style="noto")
     assert not {"count", "outfit 0", "colour 0"} & set(said(player))  # only a body
 
