@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from qkv import registry
 from qkv.errors import QkvError, shorten
 from qkv.loaded import models as loaded
-from qkv.serve import anthropic, jobs, llamacpp, ollama, openai, openai_images, own
+from qkv.serve import anthropic, endpoints, jobs, jumpstart, llamacpp, ollama, openai, openai_images, own, sagemaker
 from qkv.serve.answers import Failure, GoneError, failure
 from qkv.serve.guard import Guard
 from qkv.serve.jobs import Jobs
@@ -29,7 +29,8 @@ from qkv.serve.journal import Journal
 from qkv.serve.rooms import Rooms
 from qkv.serve.settings import ServeSettings
 
-DIALECTS: tuple[ModuleType, ...] = (openai, anthropic, ollama)  # the first words what belongs to nobody
+# The first words what belongs to nobody.
+DIALECTS: tuple[ModuleType, ...] = (openai, anthropic, ollama, sagemaker, endpoints, jumpstart)
 MORE = (own.router, openai_images.router, llamacpp.router, jobs.router)
 
 
@@ -48,6 +49,7 @@ def make_app(settings: ServeSettings) -> ASGIApp:
     app = FastAPI(title="qkv", version=version("qkv"), lifespan=life, docs_url=None, redoc_url=None)
     app.state.rooms, app.state.journal, app.state.ready = rooms, journal, False
     app.state.jobs = Jobs(settings.folder or registry.home() / "jobs")
+    app.state.estate = jumpstart.Estate(rooms.names)
     _gauges(rooms, journal)
     for router in (*(dialect.router for dialect in DIALECTS), *MORE):
         app.include_router(router)
