@@ -3,6 +3,7 @@
 # make serve                            the endpoint and its address; ARGS="--port 9000" and more
 # make test                             lint, types and the whole suite
 # make test-narrow                      what depends on the processor, as on one with AVX2 and no more
+# make clients                          others' SDKs, in an environment of their own, against a live server
 #
 # PIP_ARGS goes to every pip call, for example an index of CPU-only wheels of PyTorch (README, Install).
 
@@ -10,7 +11,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
 export PROMPT
 
-.PHONY: draw chat serve test test-narrow lint types suite slow gpu peers clean
+.PHONY: draw chat serve test test-narrow lint types suite slow gpu clients peers clean
 
 draw: .venv/installed
 	@.venv/bin/qkv draw "$${PROMPT:-a dog in a suit}"
@@ -46,6 +47,14 @@ slow: .venv/installed-dev
 gpu: .venv/installed-dev
 	.venv/bin/python -m pytest -m gpu
 
+clients: .venv/installed-dev .venv-clients/installed
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m clients tests/clients
+
+.venv-clients/installed: Makefile
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS) 'sagemaker<3'
+	@touch $@
+
 # llama.cpp for bench/text_vs_peers.py: built for this machine, and the wheel that brings its server.
 peers:
 	$(PYTHON) -m venv .venv-peers
@@ -69,4 +78,4 @@ peers:
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-peers build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-clients .venv-peers build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -153,7 +153,8 @@ def frame(headers: dict[str, str], payload: bytes) -> bytes:
     """A message of an event stream; every header is a text (type 7)."""
     packed = b""
     for name, value in headers.items():
-        packed += struct.pack("!B", len(name)) + name.encode() + struct.pack("!BH", 7, len(value)) + value.encode()
+        text = value.encode()
+        packed += struct.pack("!B", len(name)) + name.encode() + struct.pack("!BH", 7, len(text)) + text
     start = struct.pack("!II", 16 + len(packed) + len(payload), len(packed))
     start += struct.pack("!I", zlib.crc32(start))
     message = start + packed + payload
