@@ -87,9 +87,6 @@ def _start(value: Plain, files: bool) -> Plain:
     """What a picture begins from, as fields of the library's request. In a mask, white is drawn anew. InputError."""
     names = {"image": "image", "mask_image": "mask", "strength": "strength"}
     given = {ours: value[name] for name, ours in names.items() if value.get(name) is not None}
-    missing = [name for name in given if name not in wishes.Request.__dataclass_fields__]
-    if missing:
-        raise InputError(f"{missing[0]}: pictures that begin from a picture are not here yet; leave it away")
     pictures = [name for name in given if name != "strength"]
     return given | {name: _picture(name, given[name], files) for name in pictures}
 

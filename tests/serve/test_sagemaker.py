@@ -96,6 +96,24 @@ def test_guidance_of_one_or_less_is_none(ask) -> None:
     assert answer["warnings"][0].startswith("negative-without-guidance")
 
 
+def test_pictures_that_begin_from_a_picture(ask) -> None:
+    """As rows of pixels, and as files in base64; in JumpStart's mask white is drawn anew, as in ours."""
+    begin = ours(seed=9)[0].image
+    mask = Image.fromarray(np.uint8([[255] * 16 + [0] * 16] * 32))
+    expected = ours(image=begin, mask=mask, strength=0.7)[0].image
+    asked = DRAWN | {"strength": 0.7, "image": np.asarray(begin).tolist(), "mask_image": np.asarray(mask).tolist()}
+    np.testing.assert_array_equal(ask("tiny", asked)["generated_images"][0], np.asarray(expected))
+    files = {"image": base64.b64encode(png(begin)).decode(), "mask_image": base64.b64encode(png(mask)).decode()}
+    answer = ask("tiny", asked | files, kind=JPEG)
+    np.testing.assert_array_equal(answer["generated_images"][0], np.asarray(expected))
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
 # Texts.
 
 
@@ -307,6 +325,11 @@ BAD = {
     "negatives": ("tiny", DRAWN | {"negative_prompt": ["blue"]}, "negative_prompt is a list if"),
     "prompt": ("tiny", DRAWN | {"prompt": 5}, "prompt=5"),
     "no prompt": ("tiny", {"seed": 1}, "prompt=None"),
+    "pixels": ("tiny", DRAWN | {"image": [[1, 2], [3]]}, "image is neither a file in base64 nor rows of pixels"),
+    "colours": ("tiny", DRAWN | {"image": [[[1, 2, 256]]]}, "not in 0..255"),
+    "no file": ("tiny", DRAWN | {"image": "aGVsbG8="}, "image cannot be read: it is not a PNG"),
+    "no image": ("tiny", DRAWN | {"strength": 0.5}, "there is a strength, but no image"),
+    "strength": ("tiny", DRAWN | {"image": [[[1, 2, 3]] * 8] * 8, "strength": 2}, "strength=2"),
     "inputs": ("small", {"inputs": 5}, "no inputs"),
     "parameters": ("small", {"inputs": "x", "parameters": 5}, "parameters=5 is no object"),
     "tokens": ("small", {"inputs": "x", "parameters": {"max_new_tokens": -1}}, "max_tokens=-1"),
