@@ -12,6 +12,7 @@ reason of a failure in /opt/ml/output/failure.
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -79,6 +80,7 @@ def _named(asked: str, path: Path) -> str:
 
 def serve() -> None:
     """Answers until a signal."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the first process of a container has no handler of its own
     from qkv.serve.run import serve as run
 
     run(settings(os.environ), lambda address: print(f"serving at {address}", file=sys.stderr, flush=True))

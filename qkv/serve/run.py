@@ -5,6 +5,7 @@ ends with 0, which is what a container's supervisor expects of one that it stopp
 """
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -45,7 +46,10 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: ServeSettings, started: Any = None) -> None:
-    """Answers until a signal. `started` is called with the address once the socket listens. Raises OutputError."""
+    """Answers until a signal, and ends the process. `started` is called with the address once the socket listens.
+
+    Raises OutputError.
+    """
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("qkv.serve").setLevel(logging.INFO)
     app = make_app(settings)
@@ -66,7 +70,10 @@ def serve(settings: ServeSettings, started: Any = None) -> None:
     if started is not None:
         host, port = listening.getsockname()[:2]
         started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-    _Server(config, app).run(sockets=[listening])
+    server = _Server(config, app)
+    server.run(sockets=[listening])
+    sys.stderr.flush()
+    os._exit(0 if server.started else 1)  # a thread that still reads a model would hold the process up
 
 
 def _listen(settings: ServeSettings) -> socket.socket:

@@ -42,7 +42,12 @@ def test_the_cells_of_notebooks(address, tmp_path) -> None:
     role = tmp_path / "resource-metadata.json"
     role.write_text(json.dumps({"ExecutionRoleArn": "arn:aws:iam::000000000000:role/notebook"}))
     keys = {"AWS_ACCESS_KEY_ID": "anybody", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
-    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "AWS_ENDPOINT_URL": address} | keys
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "QKV_HOME": str(tmp_path),
+        "AWS_ENDPOINT_URL": address,
+    } | keys
     command = [str(CLIENTS), "-P", str(HERE / "jumpstart_cells.py"), str(role), "qkv-textgeneration-small"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]

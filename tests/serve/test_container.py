@@ -77,6 +77,21 @@ def test_a_container_serves_and_ends_with_0(place, tiny) -> None:
         assert process.wait(25) == 0
 
 
+def test_a_signal_while_a_model_is_read(place) -> None:
+    """The process ends all the same, soon, and with 0."""
+    code = (
+        "import os, signal, threading, time\n"
+        "from qkv.serve import rooms, run\n"
+        "from qkv.serve.settings import ServeSettings\n"
+        "rooms.Rooms.preload = lambda self: self.beside(lambda: time.sleep(90))\n"
+        "kill = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "run.serve(ServeSettings(port=0), lambda address: threading.Timer(3, kill).start())\n"
+    )
+    began = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], timeout=85).returncode == 0
+    assert time.monotonic() - began < 85
+
+
 RECIPE = """
 task = "masked"
 data = "text/data.txt"
