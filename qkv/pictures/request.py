@@ -10,6 +10,7 @@ from PIL import Image
 
 from qkv.config import make_plain, plain
 from qkv.errors import InputError, quoted, shorten
+from qkv.models.noise import SamplerName
 from qkv.pictures import initial
 from qkv.pictures.others import Parameters
 from qkv.pictures.picture import PUBLISHED_SAMPLERS, Settings, read
@@ -218,15 +219,20 @@ _READ: dict[str, tuple[str, Callable[[str], Any]]] = {  # the web UI's field: ou
 _TELLING_NOTHING = {"Model hash": None, "Version": None, "Clip skip": "1", "RNG": "CPU"}
 
 
+def web_uis_sampler(sampler: str, schedule: str) -> SamplerName | None:
+    """Ours, that the web UI calls by these two names; None for a pair that we have not."""
+    if schedule == "Automatic":
+        schedule = _AUTOMATIC.get(sampler, "")
+    return _SAMPLERS.get(f"{sampler} {schedule}" if schedule else sampler)
+
+
 def _from_web_ui(parameters: Parameters, path: str | Path, image: bool) -> Again:
     asked: dict[str, Any] = {"prompts": (parameters.prompt,), "negatives": (parameters.negative,)}
     rest = dict(parameters.fields)
     sampler, schedule = rest.pop("Sampler", ""), rest.pop("Schedule type", "")
-    if schedule == "Automatic":
-        schedule = _AUTOMATIC.get(sampler, "")
     if sampler:
-        known = _SAMPLERS.get(f"{sampler} {schedule}")
-        if known is None and schedule:
+        known = web_uis_sampler(sampler, schedule)
+        if known is None and schedule not in ("", "Automatic"):
             rest["Schedule type"] = schedule
         # An unknown one may be replaced before it is refused.
         asked["sampler"] = known or _SAMPLERS.get(sampler, sampler)

@@ -21,7 +21,20 @@ from starlette.types import ASGIApp
 from qkv import registry
 from qkv.errors import QkvError, shorten
 from qkv.loaded import models as loaded
-from qkv.serve import anthropic, endpoints, jobs, jumpstart, llamacpp, ollama, openai, openai_images, own, sagemaker
+from qkv.serve import (
+    a1111,
+    a1111_lists,
+    anthropic,
+    endpoints,
+    jobs,
+    jumpstart,
+    llamacpp,
+    ollama,
+    openai,
+    openai_images,
+    own,
+    sagemaker,
+)
 from qkv.serve.answers import Failure, GoneError, failure
 from qkv.serve.guard import Guard
 from qkv.serve.jobs import Jobs
@@ -30,8 +43,8 @@ from qkv.serve.rooms import Rooms
 from qkv.serve.settings import ServeSettings
 
 # The first words what belongs to nobody.
-DIALECTS: tuple[ModuleType, ...] = (openai, anthropic, ollama, sagemaker, endpoints, jumpstart)
-MORE = (own.router, openai_images.router, llamacpp.router, jobs.router)
+DIALECTS: tuple[ModuleType, ...] = (openai, anthropic, ollama, a1111, sagemaker, endpoints, jumpstart)
+MORE = (own.router, a1111_lists.router, openai_images.router, llamacpp.router, jobs.router)
 
 
 def make_app(settings: ServeSettings) -> ASGIApp:

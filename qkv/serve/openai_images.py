@@ -1,17 +1,20 @@
-"""OpenAI's dialect for pictures: generations. https://platform.openai.com/docs/api-reference/images
+"""OpenAI's dialect for pictures: generations and edits. https://platform.openai.com/docs/api-reference/images
 
 What this server's models know beside it stands at the top level: seed, negative_prompt, num_inference_steps,
-guidance_scale, sampler.
+guidance_scale, sampler, and of an edit its strength.
 """
 
+import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from PIL import Image
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
 
 from qkv.errors import InputError, NotFoundError, quoted
 from qkv.pictures import request as wishes
@@ -19,10 +22,17 @@ from qkv.pictures.picture import Picture
 from qkv.serve.answers import Json, Plain, base64_text, encoded, server_sent, until_gone
 from qkv.serve.openai import Body, body
 from qkv.serve.rooms import Rooms, Step
+from qkv.serve.uploads import opened, transparent
 
 router = APIRouter(tags=["OpenAI"])
 MAX_PICTURES = 10  # of one request, as OpenAI's
-_SAID_ONLY = ("quality", "style", "background", "moderation")  # what a model of this kind has no word for
+_SAID_ONLY = (
+    "quality",
+    "style",
+    "background",
+    "moderation",
+    "input_fidelity",
+)  # what a model of this kind has no word for
 
 
 class ImageBody(Body):
@@ -47,6 +57,7 @@ class ImageBody(Body):
     style: str | None = None
     background: str | None = None
     moderation: str | None = None
+    input_fidelity: str | None = None
 
     def wish(self) -> wishes.Request:
         return wishes.Request(
@@ -65,6 +76,25 @@ class ImageBody(Body):
         return [f"ignored: {', '.join(names)} changed nothing"] if names else []
 
 
+class EditBody(ImageBody):
+    """The fields of /v1/images/edits beside its files."""
+
+    strength: float | None = None
+
+    def edit(self, files: Mapping[str, list[bytes]]) -> wishes.Request:
+        """What is transparent, in the mask or else in the picture itself, is drawn anew. InputError."""
+        for name in ("image", "mask"):
+            if len(files.get(name, ())) > 1 or (name == "image" and name not in files):
+                raise InputError(f"there are {len(files.get(name, ()))} files {name}; one is what is edited")
+        image = opened("image", files["image"][0], alpha=True)
+        mask = transparent(image)
+        if given := files.get("mask"):
+            mask = transparent(opened("mask", given[0], alpha=True))
+            if mask is None:
+                raise InputError("the mask is nowhere transparent; what is transparent is drawn anew")
+        return dataclasses.replace(self.wish(), image=image, mask=mask, strength=self.strength)
+
+
 def size(given: str | None) -> tuple[int, int] | None:
     """Width and height of "512x512"; None for auto. InputError."""
     if given is None or given == "auto":
@@ -77,13 +107,38 @@ def size(given: str | None) -> tuple[int, int] | None:
 
 @router.post("/v1/images/generations")
 async def generations(asked: ImageBody, request: Request) -> Any:
+    return await _answer(asked, asked.wish(), request, "image_generation")
+
+
+_FORM = {"schema": {"type": "object", "required": ["image", "prompt"], "properties": {"prompt": {"type": "string"}}}}
+
+
+@router.post("/v1/images/edits", openapi_extra={"requestBody": {"content": {"multipart/form-data": _FORM}}})
+async def edits(request: Request) -> Any:
+    fields: dict[str, str] = {}
+    files: dict[str, list[bytes]] = {}
+    async with request.form(max_files=16, max_fields=100) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                files.setdefault(name.removesuffix("[]"), []).append(await value.read())
+            else:
+                fields[name] = value
+    try:
+        asked = EditBody.model_validate(fields)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+    wish = await request.app.state.rooms.beside(lambda: asked.edit(files))
+    return await _answer(asked, wish, request, "image_edit")
+
+
+async def _answer(asked: ImageBody, wish: wishes.Request, request: Request, kind: str) -> Any:
     rooms: Rooms = request.app.state.rooms
     if asked.response_format == "url":
         raise InputError("response_format=url: this server hands pictures over in the answer; ask for b64_json")
     previews = (asked.partial_images or 0) if asked.stream else 0
-    events = await until_gone(request, rooms.draw(asked.wish(), asked.model, previews=previews))
+    events = await until_gone(request, rooms.draw(wish, asked.model, previews=previews))
     if asked.stream:
-        return server_sent(_stream(rooms, events, asked), body)
+        return server_sent(_stream(rooms, events, asked, kind), body)
 
     async def all_of_them() -> list[Picture]:
         async with aclosing(events) as each:  # type: ignore[type-var]
@@ -112,22 +167,24 @@ async def _encoded(rooms: Rooms, image: Image.Image, asked: ImageBody) -> str:
     return base64_text(await rooms.beside(lambda: encoded(image, kind, 90 if quality is None else quality)))
 
 
-async def _stream(rooms: Rooms, events: AsyncIterator[Step | Picture], asked: ImageBody) -> AsyncIterator[Plain | str]:
+async def _stream(
+    rooms: Rooms, events: AsyncIterator[Step | Picture], asked: ImageBody, kind: str
+) -> AsyncIterator[Plain | str]:
     partial = 0
     about = {"output_format": asked.output_format or "png", "background": "opaque", "quality": "auto"}
     async for event in events:
         head = about | {"created_at": int(time.time())}
         if isinstance(event, Picture):
             picture = {"b64_json": await _file(rooms, event, asked), "seed": event.seed}
-            yield head | {"type": "image_generation.completed"} | picture | _said(event, asked)
+            yield head | {"type": f"{kind}.completed"} | picture | _said(event, asked)
             partial = 0
         elif event.preview is not None:
             picture = {"b64_json": await _encoded(rooms, event.preview, asked), "partial_image_index": partial}
             size = "{}x{}".format(*event.preview.size)
-            yield head | {"type": "image_generation.partial_image", "size": size} | picture
+            yield head | {"type": f"{kind}.partial_image", "size": size} | picture
             partial += 1
 
 
 @router.post("/v1/images/variations")
 async def variations() -> None:
-    raise NotFoundError("no model here varies a picture; /v1/images/generations draws from a text")
+    raise NotFoundError("no model here varies a picture; /v1/images/edits draws from one and a text")

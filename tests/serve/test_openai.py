@@ -116,6 +116,62 @@ def test_pictures_as_they_come(client) -> None:
     assert events[-1].b64_json == whole.data[0].b64_json
 
 
+def noise(size: int = 32) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(2).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def holed(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """The picture, transparent in the box."""
+    image = image.copy()
+    image.putalpha(255)
+    image.paste((0, 0, 0, 0), box)
+    return image
+
+
+def file(image: Image.Image) -> tuple[str, bytes, str]:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "upload", buffer.getvalue(), "image/png"
+
+
+def test_edits(client) -> None:
+    """What is transparent, in the mask or in the picture itself, is drawn anew."""
+    given = {"prompt": "a dog", "model": "tiny", "size": "32x32"}
+    more = {"seed": 3, "num_inference_steps": 4, "guidance_scale": 2.0}
+    ours = {"model": "tiny", "seed": 3, "steps": 4, "guidance": 2.0, "size": (32, 32), "image": noise()}
+    white = Image.new("L", (32, 32))
+    white.paste(255, (4, 8, 20, 24))
+    hole = holed(noise(), (4, 8, 20, 24))
+    on_white = Image.composite(Image.new("RGB", (32, 32), "white"), noise(), white)
+
+    def edit(**asked: object) -> bytes:
+        extra = more | asked.pop("extra", {})
+        return base64.b64decode(client.images.edit(**given, **asked, extra_body=extra).data[0].b64_json)
+
+    masked = qkv.draw("a dog", **ours, mask=white)[0].png()
+    assert edit(image=file(noise()), mask=file(hole)) == masked
+    assert edit(image=[file(noise())], mask=file(hole)) == masked
+    assert edit(image=file(hole)) == qkv.draw("a dog", **ours | {"image": on_white}, mask=white)[0].png()
+    whole = qkv.draw("a dog", **ours, strength=0.5)[0].png()
+    assert edit(image=file(noise()), extra={"strength": 0.5}) == whole
+    *_, last = client.images.edit(
+        **given, image=file(noise()), stream=True, partial_images=1, extra_body=more | {"strength": 0.5}
+    )
+    assert (last.type, base64.b64decode(last.b64_json)) == ("image_edit.completed", whole)
+
+
+def test_edits_that_cannot_be(client) -> None:
+    for asked, said in (
+        ({"image": file(noise()), "mask": file(noise())}, "the mask is nowhere transparent"),
+        ({"image": file(noise()), "mask": file(holed(noise(16), (0, 0, 9, 9)))}, "the mask has 16x16 pixels"),
+        ({"image": [file(noise()), file(noise())]}, "there are 2 files image"),
+        ({"image": ("upload", b"<svg/>", "image/png")}, "image cannot be read: it is not a PNG"),
+        ({"image": file(noise()), "n": 99}, "n: "),
+    ):
+        with pytest.raises(openai.BadRequestError, match=said):
+            client.images.edit(prompt="a dog", model="tiny", **asked)
+
+
 BAD = {
     "temperature": ({"temperature": -1}, "temperature=-1"),
     "n": ({"n": 10**9}, "n=1000000000"),
