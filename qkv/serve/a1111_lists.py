@@ -29,8 +29,10 @@ _EMPTY: dict[str, Any] = {  # what there is none of here
     "cmd-flags": {},
     "memory": {"ram": {}, "cuda": {}},
 }
-_LISTS = ("script-info", "sd-vae", "sd-modules", "latent-upscale-modes", "loras", "hypernetworks", "face-restorers")
-_LISTS += ("realesrgan-models", "prompt-styles", "artist-categories", "artists", "extensions")
+_LISTS = (
+    *("script-info", "sd-vae", "sd-modules", "latent-upscale-modes", "loras", "hypernetworks", "face-restorers"),
+    *("realesrgan-models", "prompt-styles", "artist-categories", "artists", "extensions"),
+)
 _EMPTY |= {name: [] for name in _LISTS}
 
 
