@@ -17,6 +17,7 @@ from qkv.text.vocabulary import Added, Vocabulary, assemble, pairs, read_vocab
 from qkv.text.words import Rules, byte_rules, json_rules
 from qkv.untrusted import read_json
 
+CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 KEYS = Keys(
     read={
@@ -90,37 +91,46 @@ class Told:
     warnings: tuple[str, ...]
 
 
-def read_told(folder: Path) -> Told:
-    """CheckpointError for what is broken; ConfigError for a key that cannot be honoured."""
-    config, model = (read_json(folder / name, optional=True) for name in ("tokenizer_config.json", "config.json"))
+def read_told(folder: Path, keys: Keys = KEYS, *, within: str = "") -> Told:
+    """What a folder says in `keys`; `within` names it to the user. CheckpointError for what is broken; ConfigError for
+    a key that cannot be honoured."""
+    config, model = (read_json(folder / name, optional=True) for name in (CONFIG, "config.json"))
     try:
-        KEYS.ours(config)
+        keys.ours(config)
     except ConfigError as error:
-        raise ConfigError(f"{folder / 'tokenizer_config.json'}: {error}") from error
-    odd = {key: value for key, value in config.items() if not (key.endswith("_token") and _name(value))}
+        raise ConfigError(f"{folder / CONFIG}: {error}") from error
+    said = {CONFIG: config}
     kind = config.get("tokenizer_class") or model.get("tokenizer_class") or _OF_MODEL.get(str(model.get("model_type")))
     decoder = config.get("added_tokens_decoder")
-    if not isinstance(decoder, Mapping):
-        config = config | read_json(folder / "special_tokens_map.json", optional=True)
-    named = _named(config)
+    if decoder is None:
+        said[MAP] = read_json(folder / MAP, optional=True)
+        config = config | said[MAP]
+    named = _named(config, folder / CONFIG)
     return Told(
         config,
         str(kind).removesuffix("Fast") if kind else None,
         named,
-        tuple(_decoded(decoder, folder) if isinstance(decoder, Mapping) else _older(named.values(), folder)),
-        tuple(KEYS.unknown(odd, "tokenizer_config.json")),
+        tuple(_older(named.values(), folder) if decoder is None else _decoded(decoder, folder)),
+        tuple(w for name, found in said.items() for w in keys.unknown(_unnamed(found), f"{within}{name}")),
     )
 
 
-def _decoded(decoder: Mapping[str, Any], folder: Path) -> Iterator[Added]:
-    where = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
+def _unnamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the tokens that have a name, whichever that is."""
+    return {key: value for key, value in config.items() if not (key.endswith("_token") and _name(value))}
+
+
+def _decoded(decoder: Any, folder: Path) -> Iterator[Added]:
+    where = f"{folder / CONFIG}: added_tokens_decoder"
+    if not isinstance(decoder, Mapping):
+        raise CheckpointError(f"{where} is no table of ids and tokens; get it again")
     for id, token in decoder.items():
         yield _added({**(token if isinstance(token, Mapping) else {}), "id": _id(id, where)}, where)
 
 
 def _older(named: Iterable[Added], folder: Path) -> Iterator[Added]:
     """From added_tokens.json, which says no more than names and ids."""
-    special, file = {token.content for token in named}, folder / "added_tokens.json"
+    special, file = {token.content for token in named}, folder / ADDED
     for name, id in read_json(file, optional=True).items():
         yield Added(id=_id(id, str(file)), content=name, special=name in special, normalized=name not in special)
 
@@ -232,14 +242,16 @@ def _stops(folder: Path) -> Iterator[int]:
         yield from (id for id in (given if isinstance(given, list) else [given]) if type(id) is int)
 
 
-def _named(config: Mapping[str, Any]) -> dict[str, Added]:
+def _named(config: Mapping[str, Any], file: Path) -> dict[str, Added]:
     """The special tokens that have a name, in transformers' order, and those that a list adds."""
     keys = [*NAMED, *(key for key in config if key.endswith("_token") and key not in NAMED)]
     found = {key: token for key in keys if (token := _special(config.get(key))) is not None}
     more = config.get("extra_special_tokens") or config.get("additional_special_tokens")
     if isinstance(more, Mapping):
         return found | {str(key): token for key, value in more.items() if (token := _special(value)) is not None}
-    listed = [token for value in _list(more) if (token := _special(value)) is not None]
+    if not isinstance(more or [], list):
+        raise CheckpointError(f"{file}: {shorten(repr(more))} is no list of tokens")
+    listed = [token for value in more or [] if (token := _special(value)) is not None]
     return found | {f"special {number}": token for number, token in enumerate(listed)}
 
 

@@ -142,8 +142,9 @@ def test_model_max_length(plain: Path, tiny: Path, tmp_path: Path) -> None:
 
 
 HOSTILE = [
-    ({"added_tokens_decoder": {"600": "<toy>"}}, "added_tokens_decoder is no table"),
-    ({"added_tokens_decoder": {"x": {"content": "<toy>"}}}, "added_tokens_decoder is no table"),
+    ({"added_tokens_decoder": {"600": "<toy>"}}, "an added token that is none: {'id': 600}"),
+    ({"added_tokens_decoder": {"x": {"content": "<toy>"}}}, "ids count from 0"),
+    ({"added_tokens_decoder": "<toy>"}, "added_tokens_decoder is no table"),
     ({"added_tokens_decoder": {"9" * 5000: {"content": "<toy>"}}}, "ids count from 0"),
     ({"added_tokens_decoder": {"3": {"content": "<toy>"}}}, "two tokens have the same id"),
     ({"added_tokens_decoder": {"900": {"content": ""}}}, "an added token that is none"),
