@@ -11,7 +11,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
 export PROMPT
 
-.PHONY: draw chat serve test test-narrow lint types suite slow gpu clients peers clean
+.PHONY: draw chat serve test test-narrow lint types suite slow browser gpu clients peers clean
 
 draw: .venv/installed
 	@.venv/bin/qkv draw "$${PROMPT:-a dog in a suit}"
@@ -43,6 +43,9 @@ suite: .venv/installed-dev
 
 slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow
+
+browser: .venv/installed-dev
+	.venv/bin/python -m pytest -m browser
 
 gpu: .venv/installed-dev
 	.venv/bin/python -m pytest -m gpu

@@ -248,12 +248,12 @@ async def tags(request: Request) -> Json:
 @router.get("/api/ps")
 async def running(request: Request) -> Json:
     rooms: Rooms = request.app.state.rooms
-    here, found = rooms.names.all(), []
-    for name, model in here.items():
-        for held in loaded.loaded():
-            if held.path == model.path or model.path in held.path.parents:
-                on_gpu = held.bytes if held.device != "cpu" else 0
-                found.append(_row(model) | {"name": name, "size": held.bytes, "size_vram": on_gpu})
+    here = rooms.names.all()
+    found = [
+        _row(here[name]) | {"size": held.bytes, "size_vram": held.bytes if held.device != "cpu" else 0}
+        for name, held in rooms.names.in_memory()
+        if name in here
+    ]
     return Json({"models": found})
 
 

@@ -335,5 +335,6 @@ async def model(name: str, request: Request) -> Json:
 
 def _model(rooms: Rooms, name: str) -> Plain:
     row = rooms.names.all()[name]
-    about = {"kind": row.kind, "bytes": row.bytes, "licence": row.licence}
+    default = rooms.names.find(None, row.kind) == name
+    about = {"kind": row.kind, "default": default, "bytes": row.bytes, "licence": row.licence}
     return {"id": name, "object": "model", "created": 0, "owned_by": "qkv"} | about

@@ -52,7 +52,7 @@ class ImageBody(Body):
     output_format: Literal["png", "jpeg", "webp"] | None = None
     output_compression: int | None = Field(None, ge=0, le=100)
     stream: bool | None = None
-    partial_images: int | None = Field(None, ge=0, le=3)
+    partial_images: int | None = Field(None, ge=0, le=100)
     quality: str | None = None
     style: str | None = None
     background: str | None = None

@@ -1,5 +1,6 @@
 """This server's own paths, in plain JSON: how it is, which models are in memory, translation."""
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -7,7 +8,9 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ConfigDict
 
+from qkv.errors import NotFoundError
 from qkv.loaded import models as loaded
+from qkv.pictures.picture import PUBLISHED_SAMPLERS
 from qkv.serve.answers import Json, Plain, until_gone
 from qkv.serve.openai import Body
 from qkv.serve.rooms import Rooms
@@ -27,6 +30,31 @@ async def ready(request: Request) -> Response:
     """Whether the models that it starts with are there, and it takes requests."""
     good = request.app.state.ready and not request.app.state.rooms.closing
     return Response(status_code=200 if good else 503)
+
+
+@router.get("/", include_in_schema=False)
+@router.get("/page/{name}", include_in_schema=False)
+async def page(name: str = "index.html") -> Response:
+    """The page, out of a fixed list of files."""
+    kind = _PAGE.get(name)
+    if kind is None:
+        raise NotFoundError("there is nothing at this path")
+    return Response((Path(__file__).with_name("page") / name).read_bytes(), media_type=kind, headers=_ITSELF_ONLY)
+
+
+_PAGE = dict.fromkeys(("main.js", "ask.js", "pictures.js", "texts.js", "words.js"), "text/javascript")
+_PAGE |= {"index.html": "text/html; charset=utf-8", "style.css": "text/css"}
+_ITSELF_ONLY = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+
+@router.get("/v1/samplers")
+async def samplers() -> Json:
+    """What a request for a picture may name as its sampler."""
+    return Json({"data": sorted(PUBLISHED_SAMPLERS)})
 
 
 @router.get("/metrics")
@@ -62,10 +90,12 @@ async def translate(asked: TranslateBody, request: Request) -> Json:
 
 
 @router.get("/v1/memory")
-async def memory() -> Json:
+async def memory(request: Request) -> Json:
     """The models that are in memory."""
-    about = ("name", "kind", "device", "dtype", "bytes", "used")
-    return Json({"data": [{name: getattr(model, name) for name in about} for model in loaded.loaded()]})
+    rooms: Rooms = request.app.state.rooms
+    about = ("kind", "device", "dtype", "bytes", "used")
+    held = rooms.names.in_memory()
+    return Json({"data": [{"name": name} | {each: getattr(model, each) for each in about} for name, model in held]})
 
 
 @router.post("/v1/models/{name:path}/load")
@@ -73,7 +103,7 @@ async def load(name: str, request: Request) -> Json:
     """Brings a model into memory, as its first use would."""
     rooms: Rooms = request.app.state.rooms
     await until_gone(request, rooms.load(name))
-    return await memory()
+    return await memory(request)
 
 
 @router.post("/v1/models/{name:path}/unload")
@@ -82,4 +112,4 @@ async def unload(name: str, request: Request) -> Any:
     rooms: Rooms = request.app.state.rooms
     known = rooms.names.known(name)
     await rooms.beside(lambda: loaded.unload(known))
-    return await memory()
+    return await memory(request)

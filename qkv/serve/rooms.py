@@ -18,6 +18,7 @@ from qkv import registry
 from qkv.errors import BusyError, InputError, NotFoundError, unknown
 from qkv.loaded.drawer import load_drawer
 from qkv.loaded.language import Language, load_language
+from qkv.loaded.models import Loaded, loaded
 from qkv.loaded.translator import load_ready
 from qkv.pictures.picture import Picture
 from qkv.pictures.request import Request
@@ -58,6 +59,15 @@ class Names:
             self._models = {model.name: model for model in registry.listing()}
             self._seen = time.monotonic()
         return self._models
+
+    def in_memory(self) -> list[tuple[str, Loaded]]:
+        """What is in memory, by the names that clients use."""
+        models = self.all().values()
+
+        def name(held: Loaded) -> str:
+            return next((m.name for m in models if m.path in (held.path, *held.path.parents)), held.name)
+
+        return [(name(held), held) for held in loaded()]
 
     def known(self, name: str) -> str:
         """Our name of the model that a client calls `name`. Raises NotFoundError."""

@@ -1,7 +1,6 @@
 """A live server on a free port, with small models of every kind, for clients that none of us wrote."""
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,24 +56,24 @@ def models_home(tmp_path_factory, tiny: Path, tiny_decoder: Path, tiny_bert: Cal
 
 
 @pytest.fixture(scope="session")
-def serve(models_home: Path) -> Iterator[Callable[..., Live]]:
-    """Starts a server with these settings, which lives as long as the tests; the same settings are the same one."""
-    before = os.environ.get("QKV_HOME")
-    os.environ["QKV_HOME"] = str(models_home)
-    servers: dict[str, Live] = {}
+def _servers() -> Iterator[tuple[contextlib.ExitStack, dict[str, Live]]]:
     with contextlib.ExitStack() as stack:
+        yield stack, {}
 
-        def start(**settings: object) -> Live:
-            key = repr(sorted(settings.items()))
-            if key not in servers:
-                servers[key] = stack.enter_context(running(ServeSettings(models=DEFAULTS, **settings)))
-            return servers[key]
 
-        yield start
-    if before is None:
-        del os.environ["QKV_HOME"]
-    else:
-        os.environ["QKV_HOME"] = before
+@pytest.fixture
+def serve(_servers, models_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Live]:
+    """Starts a server with these settings, which lives as long as the tests; the same settings are the same one."""
+    monkeypatch.setenv("QKV_HOME", str(models_home))
+    stack, servers = _servers
+
+    def start(**settings: object) -> Live:
+        key = repr(sorted(settings.items()))
+        if key not in servers:
+            servers[key] = stack.enter_context(running(ServeSettings(models=DEFAULTS, **settings)))
+        return servers[key]
+
+    return start
 
 
 @pytest.fixture
