@@ -145,7 +145,10 @@ def train(recipe: Recipe, context: Context) -> Result[TrainedDrawer]:
 def begin(recipe: Recipe) -> LatentDiffusion:
     """All parts in float32, as the recipe begins with them. Raises ConfigError where it does not say where they are."""
     if recipe.start is not None:
-        return load_latent_diffusion(recipe.start, dtype=torch.float32)
+        model = load_latent_diffusion(recipe.start, dtype=torch.float32)
+        if model.inpaints:
+            raise ConfigError(f"start={recipe.start} draws into pictures only, which is not trained here")
+        return model
     if recipe.autoencoder is None or recipe.clip is None:
         raise ConfigError("autoencoder and clip are both needed; or set start to a model folder that has them")
     text, tokenizer = read_text(recipe.clip)

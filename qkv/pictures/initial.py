@@ -23,8 +23,13 @@ HALF = 128  # of 255: grey that counts as white
 
 
 def as_image(given: Any) -> Any:
-    """The picture in a file, where one is named."""
-    return open_picture(given).image if isinstance(given, str | Path) else given
+    """The picture in a file, where one is named. InputError."""
+    if not isinstance(given, str | Path):
+        return given
+    opened = open_picture(given)
+    if opened.animated:
+        raise InputError(f"{shorten(str(given), 200)} holds several pictures; give one of them")
+    return opened.image
 
 
 def checked(name: str, image: object) -> Image.Image:

@@ -1,6 +1,5 @@
 """The fields of SageMaker's payloads in the library's words: JumpStart's of pictures, transformers' of text."""
 
-import base64
 from collections.abc import Collection
 from typing import Any
 
@@ -9,8 +8,8 @@ from PIL import Image
 
 from qkv.errors import InputError, quoted
 from qkv.pictures import request as wishes
-from qkv.pictures.files import decode
 from qkv.serve.answers import Plain
+from qkv.serve.uploads import from_base64, opened
 
 _OURS = {"max_new_tokens": "max_tokens", "num_return_sequences": "n", "num_beams": "beams", "stop_sequences": "stop"}
 _SAME = (
@@ -93,10 +92,7 @@ def _start(value: Plain, files: bool) -> Plain:
 
 def _picture(name: str, given: Any, files: bool) -> Image.Image:
     if isinstance(given, str) or files:
-        try:
-            return decode(base64.b64decode(str(given).rpartition("base64,")[2], validate=True)).image
-        except ValueError as error:  # an UnreadableError too
-            raise InputError(f"{name} cannot be read: {error}") from error
+        return opened(name, from_base64(name, given))
     try:
         pixels = np.asarray(given, np.int64)
     except (ValueError, TypeError, OverflowError):

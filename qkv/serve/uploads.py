@@ -28,9 +28,12 @@ def from_base64(name: str, text: object) -> bytes:
 def opened(name: str, data: bytes, *, alpha: bool = False) -> Image.Image:
     """The picture in a file's bytes, in RGB, or with `alpha` in RGBA where it has any. InputError."""
     try:
-        return decode(data, alpha=alpha).image
+        image, animated = decode(data, alpha=alpha)
     except UnreadableError as error:
         raise InputError(f"{name} cannot be read: {error}") from error
+    if animated:
+        raise InputError(f"{name} holds several pictures; send one of them")
+    return image
 
 
 def transparent(image: Image.Image) -> Image.Image | None:

@@ -6,6 +6,7 @@ The random numbers are the pipelines' own, from one generator, so their order is
 import dataclasses
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from qkv.errors import ConfigError, InputError
 from qkv.models.noise import NoiseConfig
 from qkv.models.unet import UNet
 from qkv.models.vae import VAE
@@ -175,3 +177,16 @@ def test_a_folder_that_inpaints_comes_back_as_one(folders: Path, tmp_path: Path)
     again = diffusers.DiffusionPipeline.from_pretrained(str(tmp_path))
     assert isinstance(again, diffusers.StableDiffusionInpaintPipeline)
     assert again.unet.config.in_channels == 9
+
+
+def test_what_inpaints_is_no_start_of_a_training(folders: Path) -> None:
+    from lab.train.diffusion import begin
+
+    with pytest.raises(ConfigError, match="draws into pictures only, which is not trained here"):
+        begin(SimpleNamespace(start=folders / "inpaints"))
+
+
+def test_what_inpaints_needs_a_picture_and_a_mask(folders: Path) -> None:
+    for asked in ({}, {"image": picture()}):
+        with pytest.raises(InputError, match="inpaints draws into pictures only; give it an image and a mask"):
+            task.draw("a dog", model=folders / "inpaints", **asked)

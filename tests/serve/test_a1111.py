@@ -41,6 +41,12 @@ def mask(*box: int, size: tuple[int, int] = (32, 32)) -> Image.Image:
     return grey
 
 
+def packed(image: Image.Image, format: str = "PNG", **options: object) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 def same(left: Image.Image, right: Image.Image) -> bool:
     return left.size == right.size and left.tobytes() == right.tobytes()
 
@@ -147,6 +153,9 @@ def test_what_changes_nothing_is_said(api) -> None:
         ("http://127.0.0.1/a.png", "addresses are not fetched"),
         ("data:image/png;base64,AAAA", "it is not a PNG, JPEG or WebP picture"),
         ("data:image/svg+xml,<svg/>", "a data URL without base64"),
+        (packed(Image.new("1", (30_000, 30_000))), "it has 30000 x 30000 pixels; at most 80 million are read"),
+        (packed(soft(), save_all=True, append_images=[soft(seed=1)], format="WEBP"), "holds several pictures"),
+        (packed(soft())[:200], "its PNG data is broken"),
     ],
 )
 def test_pictures_that_are_none(live, image: str, said: str) -> None:
@@ -185,6 +194,17 @@ def test_progress_interrupt_and_skip(api) -> None:
     assert found.json["warnings"] == ["interrupted: 0 of 2 pictures are done"]
     assert [image.size for image in found.images] == [(32, 32)]  # as far as it was
     api.util_wait_for_ready(check_interval=0.05)
+
+
+def test_who_looks_on_changes_nothing(api) -> None:
+    seen: list[Image.Image] = []
+    thread = threading.Thread(target=lambda: seen.append(api_of(api).txt2img(**GIVEN | {"steps": 150}).image))
+    thread.start()
+    shown = 0
+    while thread.is_alive():
+        shown += api.get_progress()["current_image"] is not None
+    assert shown
+    assert same(seen[0], qkv.draw("a dog in a suit", **OURS | {"steps": 150})[0].image)
 
 
 def api_of(api: webuiapi.WebUIApi) -> webuiapi.WebUIApi:

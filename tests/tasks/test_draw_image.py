@@ -128,3 +128,9 @@ def test_a_broken_file_that_pillow_has_opened(draw, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1500])
     with pytest.raises(InputError, match="image cannot be read"):
         draw(image=Image.open(tmp_path / "a.png"))
+
+
+def test_several_pictures_in_a_file(draw, tmp_path: Path) -> None:
+    noise().save(tmp_path / "a.webp", save_all=True, append_images=[mask().convert("RGB")])
+    with pytest.raises(InputError, match=r"a\.webp holds several pictures; give one of them"):
+        draw(image=tmp_path / "a.webp")

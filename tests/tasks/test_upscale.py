@@ -73,6 +73,14 @@ def qkv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
+def test_from_a_picture_the_decoder_draws_at_its_own_size(drawer: Path, photo: Path) -> None:
+    asked = {"image": photo, "strength": 0.5, "model": drawer, "seed": 1, "steps": 4}
+    (large,), (small,) = draw("a dog", **asked), draw("a dog", **asked, size=(32, 32), upscale=False)
+    assert large.image.tobytes() == upscale(small.image, model=drawer).image.tobytes()
+    for picture in (large, small):
+        assert "image-size: the picture of 24x20 was resampled to 32x32" in picture.warnings
+
+
 # Any picture.
 
 
