@@ -21,7 +21,9 @@ TASKS = {
     "judge": "lab.judge.training",
     "languages": "lab.train.multilingual",
     "scenes-autoencoder": "lab.scenes.autoencoder",
+    "scenes-draft": "lab.scenes.draft",
     "scenes-judge": "lab.judge.scenes",
+    "scenes-unet": "lab.scenes.diffusion",
     "scenes-upscaler": "lab.scenes.upscaler",
 }
 
@@ -113,17 +115,24 @@ def data_scene_latents(
     folder: Annotated[Path, typer.Argument(help="Where to; an ended run goes on there.")],
     count: Annotated[int, typer.Option(min=1, help="How many scenes, in whole thousands.")] = 300_000,
     seed: Annotated[int, typer.Option(help="Of the scenes.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw scenes; with a GPU, one a core.")] = 1,
 ) -> None:
-    """Encode scenes for a U-Net to train on: 8 MB a thousand."""
+    """Encode scenes and single drawings for a U-Net to train on: 8 MB a thousand, more of them at any time."""
+    from functools import partial
+
+    from lab.emblem.dataset import load as load_drawings
     from lab.scenes import dataset, latents
+    from lab.scenes.workers import making
     from qkv.device import find_device, threads
     from qkv.weights.folder import Folder
     from qkv.weights.vae import load_vae
 
     vae = load_vae(Folder(autoencoder)).float().eval().to(find_device(shared.device or "auto"))
     with threads(shared.threads):
-        scenes = dataset.load(seed, progress=not shared.json)
-        latents.encode(vae, scenes, folder, count, progress=not shared.json)
+        scenes, drawings = dataset.load(seed, progress=not shared.json), load_drawings(tinted=True)
+        latents.encode_drawings(vae, drawings.pictures, folder, progress=not shared.json)
+        with making(partial(dataset.painter, seed), workers) as paint:
+            latents.encode(vae, scenes, folder, count, paint=paint, progress=not shared.json)
     shared.say(str(folder), {"path": str(folder)})
 
 

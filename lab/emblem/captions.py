@@ -77,13 +77,15 @@ def plain_caption(item: Item, *, language: str = "en", styled: bool = True) -> s
 @dataclass(frozen=True, kw_only=True)
 class Mix:
     """The captions of a training: shares of them that are empty (for guidance), in one of `languages`, the bare name in
-    place of one full of chance, and silent about the drawing's style. Raises ConfigError for an unknown language."""
+    place of one full of chance, and silent about the drawing's style, where that is one of `house` if any are named.
+    Raises ConfigError for an unknown language."""
 
     empty: float = 0.0
     foreign: float = 0.15
     languages: tuple[str, ...] = ("zh-hant", "de", "fr")
     plain: float = 0.6
     unstyled: float = 0.15
+    house: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_languages(self.languages)
@@ -92,7 +94,7 @@ class Mix:
         if rng.random() < self.empty:
             return ""
         language = rng.choice(self.languages) if rng.random() < self.foreign else "en"
-        styled = rng.random() >= self.unstyled
+        styled = rng.random() >= self.unstyled or bool(self.house and item.style not in self.house)
         if rng.random() < self.plain:
             return plain_caption(item, language=language, styled=styled)
         return caption(item, rng, language=language, styled=styled)

@@ -18,7 +18,7 @@ from lab.scenes.scene import SHIRT, Actor, Scene
 from lab.scenes.vocabulary import LANGUAGES, Vocabulary
 from qkv.errors import NotFoundError, unknown
 
-HOUSE = ("noto", "gradient")  # drawn where no style is named: their captions mostly name none
+HOUSE = ("noto", "gradient")  # drawn where no style is named: only their captions may name none, and mostly do
 MASS = re.compile(r"^(bacon|bread|butter|cooked rice|curry rice|popcorn|ice|salt|spaghetti|sushi|french fries|fog)$")
 KEY = {"zh-hant": "zh"}  # anchors.toml's name of a language
 
@@ -37,7 +37,7 @@ def caption(
     if language not in LANGUAGES:
         raise NotFoundError(unknown("language", language, LANGUAGES))
     words = _Words(vocabulary, language, rng)
-    said = {"place": 0.85, "condition": 0.5, "painting": 0.9, "style": 0.9 if scene.style not in HOUSE else 0.15}
+    said = {"place": 0.85, "condition": 0.5, "painting": 0.9, "style": 0.15 if scene.style in HOUSE else 1.0}
     if share is not None:
         said |= share if isinstance(share, Mapping) else dict.fromkeys(said, share)
     text = words.event(scene)

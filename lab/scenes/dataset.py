@@ -4,7 +4,7 @@ Place: what training, measuring and `python -m lab data scenes` read. Nothing bu
 hundred scenes a second, so that no training has to see one twice.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
@@ -55,6 +55,11 @@ def load(seed: int, *, kinds: frozenset[str] = frozenset(), painted: bool = True
     """The scenes of a seed; renders the sprites first where that was not done yet. Raises what `npm.fetch` raises."""
     cut = sprites.load(progress=progress)
     return Scenes(sprites=cut, vocabulary=vocabulary.load(cut), seed=seed, kinds=kinds, painted=painted)
+
+
+def painter(seed: int) -> Callable[[int], Picture]:
+    """What draws the scenes of a seed, as training sees them."""
+    return load(seed, progress=False).picture
 
 
 def sheet(scenes: Scenes, count: int, *, columns: int = 6) -> Image:

@@ -3,7 +3,8 @@
 Place: between chance (`imagine`) and the picture (`layout`, `render`) and its words (`captions`).
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 SHIRT, PAWN = "1F455", "265F"
@@ -45,6 +46,17 @@ class Scene:
     condition: str = ""
     painting: str = ""
     style: str
+
+
+def line(scene: Scene) -> str:
+    """The facts as a line of JSON."""
+    return json.dumps(asdict(scene), ensure_ascii=False)
+
+
+def from_line(text: str) -> Scene:
+    """What `line` wrote. Raises ValueError, TypeError or KeyError for what it did not."""
+    values = json.loads(text)
+    return Scene(**values | {"actors": tuple(Actor(**actor) for actor in values["actors"])})
 
 
 def concepts(scene: Scene) -> set[str]:

@@ -4,9 +4,11 @@ Latents are computed once with the finished autoencoder; captions are drawn anew
 along, unless `freeze = ["text"]` keeps it as it was. What comes out is a whole model folder.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from lab.emblem import captions
 from lab.emblem.captions import Mix
-from lab.train.latents import Captioned, of_pictures, rescaled, unpack
+from lab.train.latents import Captioned, Source, of_pictures, rescaled, unpack
 from qkv.errors import ConfigError
 from qkv.loaded.drawer import DrawingDefaults
 from qkv.models.clip import TextTower
@@ -38,6 +40,7 @@ from qkv.weights.diffusers import load_latent_diffusion, save_component, save_la
 from qkv.weights.folder import Folder
 from qkv.weights.vae import load_vae
 
+LARGEST = 15_700_000  # bytes of a file, which some stores and mails do not take larger
 SHOWN = (
     "a dog, 3d style",
     "dog in a suit",
@@ -51,9 +54,8 @@ SHOWN = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """`autoencoder` and `clip` are what recipes 1 and 4 made, or pipelines' folders; or all parts of `start` go on.
-    `latents` is a file that `python -m lab data emblem --latents` packed, where the data set is not here.
+class Diffusing:
+    """`autoencoder` and `clip` are what recipes before it made, or pipelines' folders; or all parts of `start` go on.
 
     `freeze` names parts that learn no further ("text"); `tilt` is that of `objectives.denoising`; samples are drawn
     as `drawing` says, and so is what comes out unless a user asks otherwise.
@@ -64,13 +66,19 @@ class Recipe:
     autoencoder: Path | None = None
     clip: Path | None = None
     start: Path | None = None
-    latents: Path | None = None
     freeze: tuple[str, ...] = ()
     batch: int = 32
     captions: Mix = field(default_factory=Mix)
     tilt: float = 1.0
     drawing: DrawingDefaults = field(default_factory=DrawingDefaults)
     fit: FitConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Diffusing):
+    """`latents` is a file that `python -m lab data emblem --latents` packed, where the data set is not here."""
+
+    latents: Path | None = None
 
 
 class TrainedDrawer(nn.Module):
@@ -85,11 +93,11 @@ class TrainedDrawer(nn.Module):
 class Batches:
     """(latents (B, C, y, x), token ids of their captions (B, T)) of a step."""
 
-    captioned: Captioned
+    source: Source
     tokenizer: Tokenizer
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        texts, latents = self.captioned.at(step)
+        texts, latents = self.source.at(step)
         return latents, read(self.tokenizer, texts)
 
 
@@ -106,14 +114,33 @@ def train(recipe: Recipe, context: Context) -> Result[TrainedDrawer]:
     vae = rescaled(vae, data.scaling)
     latents = (data.latents.astype(np.float32) * data.scaling).astype(np.float16)
 
+    source = Captioned(latents, data.items, data.draw(recipe.batch, recipe.fit.seed), recipe.captions)
+    held = [item for item in data.items if item.split == "validation" and not item.tone][:128]
+    unseen = torch.from_numpy(latents[[item.row for item in held]].astype(np.float32))
+    said = [captions.plain_caption(item) for item in held]
+    return fit_drawer(
+        recipe, context, replace(begun, vae=vae), Batches(source, tokenizer), {"unseen": (said, unseen)}, SHOWN
+    )
+
+
+def fit_drawer(
+    recipe: Diffusing,
+    context: Context,
+    begun: LatentDiffusion,
+    batches: Callable[[int], tuple[Tensor, Tensor]],
+    held: Mapping[str, tuple[list[str], Tensor]],
+    shown: Sequence[str],
+    facts: Mapping[str, Any] | None = None,
+) -> Result[TrainedDrawer]:
+    """Trains what `begun` has of text tower and U-Net on `batches` of scaled latents and token ids; `held` are captions
+    and latents that only measurements see, by name, and samples are drawn of the prompts `shown`."""
     drawer = TrainedDrawer(begun.text, begun.unet).to(context.device)
     freeze(drawer, recipe.freeze)
-    draw = data.draw(recipe.batch, recipe.fit.seed)
-    batches = Batches(Captioned(latents, data.items, draw, recipe.captions), tokenizer)
     bar = torch.from_numpy(np.asarray(alphas_bar(recipe.noise))).to(context.device)
-    held = [item for item in data.items if item.split == "validation" and not item.tone][:128]
-    held_ids = read(tokenizer, [captions.plain_caption(item) for item in held]).to(context.device)
-    held_latents = torch.from_numpy(latents[[item.row for item in held]].astype(np.float32)).to(context.device)
+    unseen = {
+        name: (latents.to(context.device), read(begun.tokenizer, said).to(context.device))
+        for name, (said, latents) in held.items()
+    }
 
     def loss(
         drawer: TrainedDrawer, latent: Tensor, ids: Tensor, generator: torch.Generator, tilt: float = 1.0
@@ -125,24 +152,33 @@ def train(recipe: Recipe, context: Context) -> Result[TrainedDrawer]:
         return Loss(loss(drawer, *batch, generator, recipe.tilt))
 
     def validate(drawer: TrainedDrawer, step: int) -> dict[str, float]:
-        generator = torch.Generator(context.device).manual_seed(0)
-        return {"unseen": float(loss(drawer, held_latents, held_ids, generator))}
-
-    def samples(drawer: TrainedDrawer, step: int) -> Image:
-        return preview(assemble(drawer), recipe.drawing)
+        found = {}
+        for name, batch in unseen.items():
+            generator = torch.Generator(context.device).manual_seed(0)
+            found[name] = float(loss(drawer, *batch, generator))
+        return found
 
     def assemble(drawer: TrainedDrawer) -> LatentDiffusion:
         return LatentDiffusion(
-            name="emblem", tokenizer=tokenizer, text=drawer.text, unet=drawer.unet, vae=vae, noise=recipe.noise
+            name="emblem",
+            tokenizer=begun.tokenizer,
+            text=drawer.text,
+            unet=drawer.unet,
+            vae=begun.vae,
+            noise=recipe.noise,
         )
 
-    result = context.fit(recipe, drawer, batches, objective, samples=samples, validate=validate)
-    save_latent_diffusion(assemble(result.model), context.folder / "model", dtype=torch.float16)
-    write_json(context.folder / "model" / "qkv.json", asdict(recipe.drawing))
+    def samples(drawer: TrainedDrawer, step: int) -> Image:
+        return preview(assemble(drawer), recipe.drawing, shown)
+
+    result = context.fit(recipe, drawer, batches, objective, facts=facts, samples=samples, validate=validate)
+    path = context.folder / "model"
+    save_latent_diffusion(assemble(result.model), path, dtype=torch.float16, max_shard_bytes=LARGEST)
+    write_json(path / "qkv.json", asdict(recipe.drawing))
     return result
 
 
-def begin(recipe: Recipe) -> LatentDiffusion:
+def begin(recipe: Diffusing) -> LatentDiffusion:
     """All parts in float32, as the recipe begins with them. Raises ConfigError where it does not say where they are."""
     if recipe.start is not None:
         model = load_latent_diffusion(recipe.start, dtype=torch.float32)
@@ -174,9 +210,9 @@ def save_text(text: TextTower, tokenizer: Tokenizer, path: Path) -> None:
     tokenizer.save(path / "tokenizer")
 
 
-def preview(model: LatentDiffusion, drawing: DrawingDefaults) -> Image:
-    """SHOWN, each drawn four times, a row of four prompts a line."""
-    prompts = [prompt for prompt in SHOWN for _ in range(4)]
+def preview(model: LatentDiffusion, drawing: DrawingDefaults, shown: Sequence[str]) -> Image:
+    """The prompts `shown`, each drawn four times, two prompts a line."""
+    prompts = [prompt for prompt in shown for _ in range(4)]
     device = model.unet.enter.weight.device
     memory, unconditional = (model.text(read(model.tokenizer, texts).to(device)) for texts in (prompts, [""]))
     condition, empty = {"memory": memory}, {"memory": unconditional.expand(len(prompts), -1, -1)}

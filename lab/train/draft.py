@@ -11,11 +11,11 @@ read both out of the states; the heads are not kept. The end token's own state s
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from lab.emblem import captions
 from lab.emblem.captions import Mix
+from lab.emblem.items import Item
 from lab.train.borrowing import Borrowed, Borrowers
 from lab.train.diffusion import read, read_text, save_text
-from lab.train.latents import Captioned, of_pictures, unpack
+from lab.train.latents import Captioned, Latents, Source, of_pictures, unpack
 from qkv.errors import ConfigError
 from qkv.models.clip import TextTower
 from qkv.text.tokenizer import Tokenizer
@@ -39,15 +40,12 @@ HELD = 4  # asking the tower as it was about every caption would take a fifth of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """`autoencoder` and `clip` are what recipes 1 and 2 made, or pipelines' folders; `latents` is a file that `qkv data
-    emblem --latents` packed, where the data set is not here. `patch` is the side of a patch, in numbers of the latent.
+class Drafting:
+    """`clip` is what recipe 2 made, or a pipeline's folder. `patch` is the side of a patch, in numbers of the latent.
     Beside `batch` captions stand `texts` of `synsets` of WordNet's entries, that borrow their drafts (borrowing.py) as
     `teacher` finds them, the folder of a sentence encoder."""
 
-    autoencoder: Path
     clip: Path
-    latents: Path | None = None
     batch: int = 128
     texts: int = 0
     synsets: int = 60_000
@@ -63,6 +61,15 @@ class Recipe:
             raise ConfigError(f"texts={self.texts}, synsets={self.synsets}; they must be 0 or more, and 1 or more")
         if self.texts and self.teacher is None:
             raise ConfigError(f"texts={self.texts} need a teacher, the folder of a sentence encoder; set teacher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Drafting):
+    """`autoencoder` is what recipe 1 made, or a pipeline's folder; `latents` is a file that `python -m lab data emblem
+    --latents` packed, where the data set is not here."""
+
+    autoencoder: Path
+    latents: Path | None = None
 
 
 class Draft(NamedTuple):
@@ -141,17 +148,11 @@ def errors(drafter: Drafter, teacher: TextTower, ids: Tensor, wanted: Draft) -> 
     )
 
 
-class DraftSource(Protocol):
-    """Gives the texts of a step, and the latents (B, C, y, x) that they are to draft."""
-
-    def at(self, step: int) -> tuple[list[str], Tensor]: ...
-
-
 @dataclass(frozen=True)
 class Batches:
     """Token ids (B, context) of all that the sources say at a step, and the drafts of it."""
 
-    sources: Sequence[DraftSource]
+    sources: Sequence[Source]
     drafts: Drafts
     tokenizer: Tokenizer
     context: int
@@ -175,20 +176,37 @@ def train(recipe: Recipe, context: Context) -> Result[Drafter]:
         torch.from_numpy(latents[rows].astype(np.float32)), torch.tensor(weights), recipe.components, recipe.patch
     )
     held = [item for item in data.items if item.split == "validation" and not item.tone][:256]
-    held_latents = torch.from_numpy(latents[[item.row for item in held]].astype(np.float32))
-    held_drafts: Draft = to_device(drafts(held_latents), context.device)
+    said = [captions.plain_caption(item) for item in held]
+    unseen = torch.from_numpy(latents[[item.row for item in held]].astype(np.float32))
+    sources: list[Source] = [Captioned(latents, data.items, data.draw(recipe.batch, recipe.fit.seed), recipe.captions)]
+    sources += borrowed(recipe, latents, train, progress=context.progress)
+    return fit_drafts(recipe, context, text, tokenizer, drafts, sources, {"unseen": (said, unseen)})
 
-    patches, patch_dim = held_drafts.patches.shape[1:]
+
+def borrowed(recipe: Drafting, latents: Latents, items: Sequence[Item], *, progress: bool) -> list[Source]:
+    """The texts that borrow the latents of `items`, if the recipe asks for any."""
+    if not recipe.texts or recipe.teacher is None:
+        return []
+    borrowers = Borrowers.of(items, recipe.teacher, recipe.synsets, progress=progress)
+    return [Borrowed(latents, borrowers, recipe.texts, recipe.captions.unstyled, recipe.fit.seed)]
+
+
+def fit_drafts(
+    recipe: Drafting,
+    context: Context,
+    text: TextTower,
+    tokenizer: Tokenizer,
+    drafts: Drafts,
+    sources: Sequence[Source],
+    held: Mapping[str, tuple[list[str], Tensor]],
+) -> Result[Drafter]:
+    """Trains `text` on what `sources` give; `held` are captions and latents that only measurements see, by name."""
+    wanted: dict[str, Draft] = {name: to_device(drafts(latents), context.device) for name, (_, latents) in held.items()}
+    patches, patch_dim = next(iter(wanted.values())).patches.shape[1:]
     drafter = Drafter(text, components=recipe.components, patches=patches, patch_dim=patch_dim, begin=recipe.begin).to(
         context.device
     )
-    held_ids = read(tokenizer, [captions.plain_caption(item) for item in held], drafter.context).to(context.device)
-    draw = data.draw(recipe.batch, recipe.fit.seed)
-    sources: list[DraftSource] = [Captioned(latents, data.items, draw, recipe.captions)]
-    if recipe.texts and recipe.teacher:
-        borrowers = Borrowers.of(train, recipe.teacher, recipe.synsets, progress=context.progress)
-        sources.append(Borrowed(latents, borrowers, recipe.texts, recipe.captions.unstyled, recipe.fit.seed))
-    batches = Batches(sources, drafts, tokenizer, drafter.context)
+    ids = {name: read(tokenizer, said, drafter.context).to(context.device) for name, (said, _) in held.items()}
     teacher = copy.deepcopy(text).requires_grad_(False).eval()
 
     def measure(drafter: Drafter, ids: Tensor, wanted: Draft) -> Errors:
@@ -199,9 +217,10 @@ def train(recipe: Recipe, context: Context) -> Result[Drafter]:
         return Loss(found.whole + found.patches + found.moved, {k: v.detach() for k, v in found._asdict().items()})
 
     def validate(drafter: Drafter, step: int) -> dict[str, float]:
-        found = measure(drafter, held_ids, held_drafts)
-        return {f"unseen_{name}": float(error) for name, error in found._asdict().items()}
+        found = {name: measure(drafter, ids[name], wanted[name])._asdict() for name in held}
+        return {f"{name}_{kind}": float(error) for name, row in found.items() for kind, error in row.items()}
 
+    batches = Batches(sources, drafts, tokenizer, drafter.context)
     result = context.fit(recipe, drafter, batches, objective, validate=validate)
     save_text(result.model.text, tokenizer, context.folder / "model")
     return result

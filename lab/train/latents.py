@@ -10,6 +10,7 @@ import random
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from lab.emblem.captions import Mix
 from lab.emblem.items import Item
 from lab.train.batches import Draw, Pictures, to_signed
 from qkv.atomic import replacing
+from qkv.device import find_dtype
 from qkv.errors import CheckpointError, shorten
 from qkv.models.vae import VAE
 from qkv.progress import track
@@ -47,6 +49,12 @@ class LatentData:
         """The rows of each step."""
         seen = [item for item in self.items if item.split in SEEN]
         return Draw.of([item.row for item in seen], [item.weight for item in seen], batch, seed)
+
+
+class Source(Protocol):
+    """Gives the captions of a step's pictures, and their latents (B, C, y, x)."""
+
+    def at(self, step: int) -> tuple[list[str], Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,8 @@ def encode(vae: VAE, pictures: Pictures, cache: Path, *, progress: bool = True) 
         device = next(vae.parameters()).device
         made = []
         for start in track(range(0, len(pictures), 32), "latents", shown=progress):
-            with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16):
+            narrow = find_dtype("auto", device) is torch.bfloat16
+            with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=narrow):
                 mean, _ = vae.distribution(to_signed(pictures[start : start + 32]).to(device))
             made.append(mean.half().cpu().numpy())
         with replacing(path) as file:

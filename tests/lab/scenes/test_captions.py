@@ -126,7 +126,7 @@ def test_styles_are_named_but_the_houses_own(words):
         return sum("style" in text for text in said(scene, words, "en", 200))
 
     shares = {style: named(style) / 200 for style in STYLES}
-    assert all((share > 0.75) == (style not in ("noto", "gradient")) for style, share in shares.items()), shares
+    assert all((share == 1) == (style not in ("noto", "gradient")) for style, share in shares.items()), shares
     assert all(share < 0.3 for style, share in shares.items() if style in ("noto", "gradient"))
 
 

@@ -29,7 +29,7 @@ def test_each_latent_lies_beside_its_facts(scenes, tmp_path):
     latents.encode(vae, scenes, tmp_path, 10, progress=False)
     data = latents.load(tmp_path)
     assert len(data) == 12
-    assert list(data.scenes) == [scenes.facts(number) for number in range(12)]
+    assert [data.scene(number) for number in range(12)] == [scenes.facts(number) for number in range(12)]
     found = data.at(np.array([7, 0, 11]))
     with torch.inference_mode():
         expected = vae.distribution(to_signed(np.stack([scenes.picture(n) for n in (7, 0, 11)])))[0]
@@ -49,6 +49,33 @@ def test_another_encoder_or_seed_is_refused(scenes, tmp_path):
     latents.encode(made(), scenes, tmp_path, 6, progress=False)
     with pytest.raises(InputError, match="another encoder"):
         latents.encode(made(1), scenes, tmp_path, 6, progress=False)
+
+
+def test_drawings_lie_beside_them(scenes, tmp_path, world):
+    vae, pictures = made(), world.pictures[:8]
+    latents.encode(vae, scenes, tmp_path, 6, progress=False)
+    assert latents.load(tmp_path).drawings is None
+    latents.encode_drawings(vae, pictures, tmp_path, progress=False)
+    found = latents.load(tmp_path).drawings
+    with torch.inference_mode():
+        expected = vae.distribution(to_signed(pictures))[0]
+    assert found is not None
+    assert np.abs(found - expected.numpy()).max() < 2e-3
+    with pytest.raises(InputError, match="another encoder"):
+        latents.encode_drawings(made(1), pictures, tmp_path, progress=False)
+
+
+def test_other_hands_may_paint(scenes, tmp_path):
+    asked = []
+
+    def paint(numbers):
+        asked.extend(numbers)
+        return [scenes.picture(number) for number in numbers]
+
+    latents.encode(made(), scenes, tmp_path / "a", 6, paint=paint, progress=False)
+    latents.encode(made(), scenes, tmp_path / "b", 6, progress=False)
+    assert asked == list(range(6))
+    assert np.array_equal(latents.load(tmp_path / "a").shards[0], latents.load(tmp_path / "b").shards[0])
 
 
 def test_the_decoder_does_not_count():
