@@ -47,6 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     cli.main(arguments, app=app, name="python -m lab")
 
 
+@app.command("train-within")
+@verb
+def train_within(
+    shared: Shared,
+    minutes: Annotated[float, typer.Argument(help="For all of it; the number of steps is measured.")],
+    recipe: Annotated[Path, typer.Argument(help="A .toml file.")],
+    changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="In place of its own.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to; runs/NAME if not given.")] = None,
+) -> None:
+    """Train a recipe of the lab for a number of minutes."""
+    from lab.train.timed import run_within
+    from qkv.device import find_device, threads
+
+    device, place = str(find_device(shared.device or "auto")), folder or Path("runs") / recipe.stem
+    with threads(shared.threads):
+        result = run_within(minutes, recipe, changes or (), folder=place, device=device, progress=not shared.json)
+    shared.say(str(result.checkpoint), {"checkpoint": str(result.checkpoint), "steps": result.steps})
+
+
 @data_app.command("emblem")
 @verb
 def data_emblem(
@@ -91,12 +110,22 @@ def data_scenes(
     held_out: Annotated[
         str | None, typer.Option(help="Of combinations that training never sees: pair, ride ...")
     ] = None,
+    pack: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="AUTOENCODER FILE", help="Pack what training elsewhere needs (.tar.xz)."),
+    ] = None,
 ) -> None:
     """Render the sprites that scenes are composed of; scenes themselves are drawn as they are needed."""
     from lab.scenes import dataset, heldout
 
     if notice:
         shared.say(dataset.notice().rstrip("\n"), {"notice": dataset.notice()})
+        return
+    if pack is not None:
+        from lab.scenes import travel
+
+        travel.pack(*pack)
+        shared.say(str(pack[1]), {"path": str(pack[1])})
         return
     if held_out is not None and held_out not in heldout.KINDS:
         raise InputError(unknown("kind", held_out, heldout.KINDS))

@@ -26,7 +26,7 @@ from lab.emblem import raster, splits
 from lab.emblem.concepts import Concept, Emojibase
 from lab.emblem.items import Item, Words
 from lab.emblem.tinting import tints
-from qkv import config, registry
+from qkv import config, machine, registry
 from qkv.atomic import new_folder, replacing
 from qkv.errors import CheckpointError, NotFoundError, OutputError
 from qkv.fetch.npm import Package, fetch
@@ -35,7 +35,7 @@ from qkv.progress import Bar
 TABLE = Path(__file__).with_name("emblem.toml")
 FILLED = 0.906  # of the frame's side that a typical silhouette spans, in every set
 FAINTEST = 240  # a picture without a darker value is white on white: blank
-WORKERS = 2
+WORKERS = min(16, machine.cores()["usable"] or 2)
 SWATCHES = "components"  # the group of bare skin tones and hair
 
 

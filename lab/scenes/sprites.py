@@ -22,6 +22,7 @@ from rich.progress import track
 
 from lab.emblem import dataset
 from lab.emblem.concepts import Emojibase
+from qkv import machine
 from qkv.errors import CheckpointError, MissingDependencyError, NotFoundError
 from qkv.fetch.npm import fetch
 
@@ -30,7 +31,7 @@ HIDDEN = ("emojione", "firefox")  # a judge alone sees them, so that it looks at
 SIDE = 256  # of the canvas that an icon is rendered on, before it is cut
 VISIBLE = 8  # of 255; fainter alpha belongs to no silhouette
 UNPLACED = {"symbols", "flags", "components", ""}  # Unicode's groups that are left out
-WORKERS = 2
+WORKERS = min(16, machine.cores()["usable"] or 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,6 +150,17 @@ def test_patches_move_with_their_positions():
         move_patches(tower, 5, 75, 3)
 
 
+def test_a_run_whose_steps_are_set_later(home):
+    """As `train-within` does: first far more steps than there is time for, then so many as fit."""
+    parts = [*FIT, f'scenes="{home}/latents"', f'clip="{home}/clip"', "components=8"]
+    probe = [*parts, "fit.steps=10_000_000", "fit.minutes=0.001"]
+    first = run(RECIPES / "scenes-draft.toml", probe, folder=home / "draft", progress=False)
+    assert first.ended == "minutes"
+    more = [*parts, f"fit.steps={first.steps + 2}"]
+    last = run(RECIPES / "scenes-draft.toml", more, folder=home / "draft", resume=True, progress=False)
+    assert (last.ended, last.steps) == ("done", first.steps + 2)
+
+
 def test_the_preview_draws_every_prompt(home):
     parts = [f'scenes="{home}/latents"', f'autoencoder="{home}/ae"', f'clip="{home}/clip"', *SMALL, "fit.steps=1"]
     run(RECIPES / "scenes-unet.toml", [*FIT, *parts], folder=home / "unet", progress=False)
