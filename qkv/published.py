@@ -29,10 +29,16 @@ from qkv.config import as_dict
 from qkv.errors import ConfigError, shorten
 
 Published = Mapping[str, Any]  # a JSON object out of a model's folder
+Fixed = Mapping[str, tuple[Any, ...]]  # key -> the values that we compute
 
 # Of the library that wrote the file, and in what precision: whoever writes it again says his own.
 BOOKKEEPING = frozenset({"architectures", "dtype", "torch_dtype", "transformers_version"})
 MAX_NAMED = 8  # unknown keys in one warning
+
+
+def only(value: Any, *keys: str) -> dict[str, tuple[Any, ...]]:
+    """Rows of `fixed`: keys that must have this one value."""
+    return dict.fromkeys(keys, (value,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +48,7 @@ class Keys:
 
     fields: Mapping[str, str] = field(default_factory=dict)
     read: Collection[str] = ()
-    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    fixed: Fixed = field(default_factory=dict)
     harmless: Collection[str] = ()
     absent: Published = field(default_factory=dict)
 

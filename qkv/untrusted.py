@@ -5,14 +5,17 @@ Under every reader of models, tokenizers and pictures; torch-free, since a GGUF 
 
 import contextlib
 import json
+import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from qkv.errors import CheckpointError, shorten
 from qkv.textfiles import refuse_pointer
+
+Header = TypeVar("Header")
 
 MAX_BYTES = 24 << 20  # of a text; the longest published tokenizers have 17 MB. As JSON it may grow twentyfold in memory
 
@@ -33,6 +36,21 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"cannot read {_shown(path)}: {reason}") from error
+
+
+def map_regular(path: Path, read: Callable[[BinaryIO, int], Header], access: int) -> tuple[mmap.mmap, Header]:
+    """The bytes of a regular file, mapped, and what `read` makes of its start, given the file and its size.
+
+    CheckpointError as `open_regular`, and if the file changes meanwhile.
+    """
+    with open_regular(path) as file:
+        before = os.fstat(file.fileno())
+        header = read(file, before.st_size)
+        mapped = mmap.mmap(file.fileno(), before.st_size, access=access)
+        now = path.stat()
+        if (before.st_ino, before.st_size, before.st_mtime_ns) != (now.st_ino, now.st_size, now.st_mtime_ns):
+            raise CheckpointError(f"{path} changed while it was opened; load it again once it is complete")
+    return mapped, header
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

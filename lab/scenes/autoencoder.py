@@ -27,7 +27,7 @@ from qkv.train.objectives import autoencoding
 from qkv.train.recipes import Context
 from qkv.weights.diffusers import save_component
 from qkv.weights.folder import Folder
-from qkv.weights.vae import load_vae, published_vae
+from qkv.weights.vae import AUTOENCODER, load_vae
 
 HELD_SEED = 1_000_003  # of the scenes that only measurements see
 LOOKED_AT = 64  # pictures of each kind that a validation redraws
@@ -137,7 +137,7 @@ def train(recipe: Recipe, context: Context) -> Result[VAE]:
         samples=samples,
         validate=validate,
     )
-    save_component(context.folder / "model" / "vae", published_vae(result.model))
+    save_component(context.folder / "model" / "vae", AUTOENCODER.export(result.model))
     return result
 
 

@@ -22,7 +22,7 @@ from qkv.train.objectives import autoencoding
 from qkv.train.recipes import Context, freeze
 from qkv.weights.diffusers import save_component
 from qkv.weights.folder import Folder
-from qkv.weights.vae import load_vae, published_vae
+from qkv.weights.vae import AUTOENCODER, load_vae
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,5 +73,5 @@ def train(recipe: Recipe, context: Context) -> Result[VAE]:
         samples=samples,
         validate=validate,
     )
-    save_component(context.folder / "model" / "vae", published_vae(result.model))
+    save_component(context.folder / "model" / "vae", AUTOENCODER.export(result.model))
     return result

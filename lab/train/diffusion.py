@@ -34,7 +34,7 @@ from qkv.text.weighting import Segment
 from qkv.train.loop import FitConfig, Loss, Result
 from qkv.train.objectives import denoising
 from qkv.train.recipes import Context, freeze
-from qkv.weights.clip import load_clip, load_text_tower, published_text_tower
+from qkv.weights.clip import TEXT_TOWER, load_clip, load_text_tower
 from qkv.weights.configs import write_json
 from qkv.weights.diffusers import load_latent_diffusion, save_component, save_latent_diffusion
 from qkv.weights.folder import Folder
@@ -206,7 +206,7 @@ def read_text(path: Path) -> tuple[TextTower, Tokenizer]:
 
 def save_text(text: TextTower, tokenizer: Tokenizer, path: Path) -> None:
     """What `read_text` reads: a pipeline's folder of which only the text's part is there."""
-    save_component(path / "text_encoder", published_text_tower(text), dtype=torch.float16)
+    save_component(path / "text_encoder", TEXT_TOWER.export(text), dtype=torch.float16)
     tokenizer.save(path / "tokenizer")
 
 

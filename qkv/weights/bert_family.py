@@ -14,9 +14,9 @@ from torch import Tensor
 from qkv.config import convert
 from qkv.errors import CheckpointError, ConfigError, shorten
 from qkv.models.bert import BertConfig
-from qkv.published import Keys
+from qkv.published import Fixed, Keys, Published
 from qkv.weights.configs import spelled
-from qkv.weights.family import Family, Published, drop_copies
+from qkv.weights.family import Family, drop_copies
 from qkv.weights.tables import Table, rows
 
 # Copies of the embeddings are told by the tensors; what other heads, older libraries and the sines at the start say.
@@ -85,7 +85,7 @@ def _family(
     names: Names,
     *,
     fields: Mapping[str, str],
-    fixed: Mapping[str, tuple[Any, ...]] | None = None,
+    fixed: Fixed | None = None,
     values: Published | None = None,
     absent: Published | None = None,
 ) -> Family[BertConfig]:

@@ -1,5 +1,6 @@
 """CLIP's published names and configurations: transformers' `CLIPModel`, `CLIPTextModel` and their folders."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from qkv.errors import ConfigError
 from qkv.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from qkv.published import Keys, Published
 from qkv.weights.configs import COMMON, GENERATION, spelled, write_json
+from qkv.weights.family import Family
 from qkv.weights.folder import Folder, write_tensors
 from qkv.weights.load import export_weights, load_module
 from qkv.weights.tables import Row, Table, rows
@@ -72,32 +74,38 @@ BOTH = Table(
 )
 
 
-def text_config(published: Published, proj_dim: int | None = None) -> TextConfig:
-    """The configuration of a text tower's own config.json, or of the part of a CLIPModel's."""
-    return build(TextConfig, TEXT_KEYS.ours(published) | {"proj_dim": proj_dim}, "text_encoder")
-
-
-def load_text_tower(
-    folder: Folder, component: str = "", *, dtype: torch.dtype | None = None, variant: str | None = None
-) -> TextTower:
-    """The tower of a CLIPTextModel (or ...WithProjection) folder."""
-    tensors = TEXT.ours(folder.tensors(component, variant=variant))
+def _settle(config: TextConfig, tensors: dict[str, Tensor]) -> TextConfig:
     projection = tensors.get("project.weight")
-    config = text_config(
-        folder.json(f"{component}/config.json" if component else "config.json"),
-        None if projection is None else len(projection),
-    )
-    return load_module(lambda: TextTower(config), tensors, dtype=dtype)
+    return replace(config, proj_dim=None if projection is None else len(projection))
 
 
-def published_text_tower(tower: TextTower) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and tensors as published. The dtype is float32: transformers would else load this part alone in
-    half precision."""
-    kind = "CLIPTextModelWithProjection" if tower.project is not None else "CLIPTextModel"
-    config = {"architectures": [kind], "dtype": "float32"} | TEXT_KEYS.published(tower.config)
-    if tower.config.proj_dim:
-        config["projection_dim"] = tower.config.proj_dim
-    return config, TEXT.published(export_weights(tower))
+def _write(config: TextConfig) -> Published:
+    """The dtype is float32: transformers would else load this part of a pipeline alone in half precision."""
+    if config.proj_dim is None:
+        return {"dtype": "float32"}
+    return {"architectures": ["CLIPTextModelWithProjection"], "dtype": "float32", "projection_dim": config.proj_dim}
+
+
+TEXT_TOWER = Family(
+    kind=TextConfig,
+    architecture="CLIPTextModel",
+    keys=TEXT_KEYS,
+    table=lambda config: TEXT,
+    write=_write,
+    refused={},
+    settle=_settle,
+    unsaid=lambda config: {"proj_dim": config.proj_dim},
+)
+
+
+def load_text_tower(folder: Folder, component: str = "", **options: Any) -> TextTower:
+    """The tower of a CLIPTextModel (or ...WithProjection) folder; options as `Family.load`."""
+    return TEXT_TOWER.load(folder, TextTower, component, **options)
+
+
+def text_config(published: Published, proj_dim: Any = None) -> TextConfig:
+    """The text tower's part of a CLIPModel's config.json."""
+    return build(TextConfig, TEXT_KEYS.ours(published) | {"proj_dim": proj_dim}, "text_config")
 
 
 def clip_configs(published: Published) -> tuple[TextConfig, VisionConfig]:
@@ -158,4 +166,4 @@ def save_clip(clip: CLIP, folder: Path, *, text_elsewhere: bool = False, dtype: 
     config, tensors = published_clip(clip)
     kept = {name: tensor for name, tensor in tensors.items() if not (text_elsewhere and name.startswith("text_model."))}
     write_json(folder / "config.json", config)
-    write_tensors(folder, "model", {name: tensor.to(dtype).contiguous() for name, tensor in kept.items()})
+    write_tensors(folder, "model", kept, dtype=dtype)

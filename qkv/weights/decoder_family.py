@@ -12,8 +12,9 @@ from qkv.config import build, convert
 from qkv.core.stack_config import RotaryScaling
 from qkv.errors import ConfigError, shorten, unknown
 from qkv.models.decoder_config import DecoderConfig
+from qkv.published import Published
 from qkv.weights.configs import spelled
-from qkv.weights.family import Family, Published, drop_copies, whole
+from qkv.weights.family import Family, drop_copies, whole
 from qkv.weights.files import release
 from qkv.weights.tables import Transform
 

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from qkv.errors import CheckpointError
 from qkv.models.latent_diffusion import LatentDiffusion
+from qkv.models.unet import UNet
 from qkv.published import BOOKKEEPING, Keys, Published
 from qkv.text.tokenizer import Tokenizer
 from qkv.weights import clip, scheduler, unet, vae
 from qkv.weights.configs import write_json
+from qkv.weights.family import VERSION, Family
 from qkv.weights.folder import Folder, write_tensors
 
 INPAINT = "StableDiffusionInpaintPipeline"
@@ -58,7 +60,7 @@ def load_latent_diffusion(
         name=name or path.resolve().name,
         tokenizer=tokenizer,
         text=clip.load_text_tower(folder, "text_encoder", dtype=dtype, variant=variant),
-        unet=unet.load_unet(folder, config=unet.unet_config(files[unet.FILE]), dtype=dtype, variant=variant),
+        unet=unet.UNET.load(folder, UNet, "unet", published=files[unet.FILE], dtype=dtype, variant=variant),
         vae=vae.load_vae(folder, dtype=dtype, variant=variant),
         noise=scheduler.of_pipeline(files[scheduler.FILE]),
         files=files,
@@ -117,8 +119,7 @@ def save_component(
     config, tensors = published
     stem = "model" if "architectures" in config else "diffusion_pytorch_model"
     write_json(folder / "config.json", config)
-    whole = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-    write_tensors(folder, stem, whole, max_shard_bytes=max_shard_bytes)
+    write_tensors(folder, stem, tensors, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
 
 def save_latent_diffusion(
@@ -126,17 +127,18 @@ def save_latent_diffusion(
 ) -> None:
     """Writes a folder that diffusers' `StableDiffusionPipeline.from_pretrained` opens, with the very configurations
     that the model came with, as far as they still say what it is. Raises OutputError."""
-    parts = {
-        unet.FILE: (unet.published_unet(model.unet), unet.unet_config, model.unet.config),
-        vae.FILE: (vae.published_vae(model.vae), vae.vae_config, model.vae.config),
-        TEXT: (clip.published_text_tower(model.text), clip.text_config, model.text.config),
-    }
-    for file, ((written, tensors), read, config) in parts.items():
-        came = _came_with(model, file, read, config)
-        own = {key: value for key, value in written.items() if key in BOOKKEEPING}
-        kept = written if came is None else {k: v for k, v in came.items() if k not in BOOKKEEPING} | own
-        folder = path / file.partition("/")[0]
-        save_component(folder, (kept, tensors), dtype=dtype, max_shard_bytes=max_shard_bytes)
+    parts: list[tuple[str, Family[Any], Any]] = [
+        (unet.FILE, unet.UNET, model.unet),
+        (vae.FILE, vae.AUTOENCODER, model.vae),
+        (TEXT, clip.TEXT_TOWER, model.text),
+    ]
+    for file, family, module in parts:
+        config, tensors = family.export(module)
+        if (came := _came_with(model, file, family.config, module.config)) is not None:
+            config = {key: value for key, value in came.items() if key not in BOOKKEEPING} | {
+                key: value for key, value in config.items() if key in BOOKKEEPING
+            }
+        save_component((path / file).parent, (config, tensors), dtype=dtype, max_shard_bytes=max_shard_bytes)
     model.tokenizer.save(path / "tokenizer")
     noise = _came_with(model, scheduler.FILE, scheduler.of_pipeline, model.noise)
     noise = scheduler.to_published(model.noise) if noise is None else noise
@@ -153,16 +155,7 @@ def _came_with(model: LatentDiffusion, file: str, read: Callable[[Published], An
 
 
 def _index(scheduler: str, inpaints: bool) -> dict[str, Any]:
-    return {
-        "_class_name": INPAINT if inpaints else PIPELINES[0],
-        "_diffusers_version": unet.VERSION,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", scheduler],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
+    absent: dict[str, Any] = {key: [None, None] for key in ("feature_extractor", "image_encoder", "safety_checker")}
+    parts = {key: values[0] for key, values in INDEX_KEYS.fixed.items()} | {"scheduler": ["diffusers", scheduler]}
+    name = {"_class_name": INPAINT if inpaints else PIPELINES[0], "_diffusers_version": VERSION}
+    return name | dict(sorted((absent | parts | {"requires_safety_checker": False}).items()))

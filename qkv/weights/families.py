@@ -6,21 +6,22 @@ decoder, an encoder or an encoder-decoder.
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from qkv.errors import CheckpointError, ConfigError, NotFoundError, unknown
+from qkv.errors import ConfigError, NotFoundError, unknown
+from qkv.published import Published
 from qkv.weights.bert_family import ALBERT, BERT, DISTILBERT, ROBERTA
 from qkv.weights.bloom import BLOOM
 from qkv.weights.configs import write_json
-from qkv.weights.family import Config, Family, Published
+from qkv.weights.family import Config, Family
 from qkv.weights.folder import Folder, write_tensors
 from qkv.weights.gemma import GEMMA, GEMMA2
 from qkv.weights.gpt import GPT2, GPT_NEO
 from qkv.weights.llama import LLAMA, MISTRAL, QWEN2, QWEN3
-from qkv.weights.load import export_weights, load_module
+from qkv.weights.load import Model, export_weights
 from qkv.weights.marian import MARIAN
 from qkv.weights.neox import NEOX
 from qkv.weights.opt import OPT
@@ -32,8 +33,6 @@ _ROWS: tuple[Family[Any], ...] = (
     *(MARIAN, T5),  # encoder-decoders
 )
 FAMILIES: dict[str, Family[Any]] = {family.name: family for family in _ROWS}
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def families_of(kind: type[Config]) -> dict[str, Family[Config]]:
@@ -75,13 +74,7 @@ def load_model(
     """
     published = folder.json("config.json")
     family = find_family(published, kind, head)
-    config = family.config(published)
-    tensors = family.table(config).ours(family.modern(folder.tensors()))
-    try:
-        config = family.settle(config, tensors)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder.path}: {error}") from error
-    return load_module(lambda: make(config), tensors, dtype=dtype, check_finite=check_finite)
+    return family.load(folder, make, published=published, dtype=dtype, check_finite=check_finite)
 
 
 def published_config(config: Any, family: str | None = None, head: str = "") -> dict[str, Any]:
@@ -116,10 +109,7 @@ def save_model(
     """
     published = published_config(config, family, head)
     table = find_family(published, type(config), head).table(config)
-    tensors = {
-        name: tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in table.published(export_weights(model)).items()
-    }
-    kept = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    tensors = table.published(export_weights(model))
+    kept = str(dtype or next(iter(tensors.values())).dtype).removeprefix("torch.")
     write_json(Path(path) / "config.json", published | {"dtype": kept} | dict(also or {}))
-    write_tensors(path, "model", tensors, max_shard_bytes=max_shard_bytes)
+    write_tensors(path, "model", tensors, dtype=dtype, max_shard_bytes=max_shard_bytes)

@@ -13,15 +13,17 @@ from torch import Tensor
 
 from qkv.config import build, convert
 from qkv.errors import CheckpointError, ConfigError, shorten
-from qkv.published import Keys
+from qkv.published import Fixed, Keys, Published
 from qkv.weights.configs import COMMON
+from qkv.weights.folder import Folder
+from qkv.weights.load import Model, export_weights, load_module
 from qkv.weights.tables import Table
 
-Published = Mapping[str, Any]  # a config.json
+VERSION = "0.42.1"  # of the diffusers that our folders are tested with
 Config = TypeVar("Config")
 
-# What no family here has, wherever it is asked for: key -> the values that mean "no".
-_REFUSED = {
+# What no model here has, wherever it is asked for: key -> the values that mean "no".
+REFUSED = {
     "quantization_config": (None,),
     "num_experts": (None, 0),
     "num_local_experts": (None, 0),
@@ -55,7 +57,7 @@ class Family(Generic[Config]):
     read: Callable[[Published], Mapping[str, Any]] = lambda published: {}
     write: Callable[[Config], Published] = lambda config: {}
     aliases: Mapping[str, str] = field(default_factory=dict)
-    refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    refused: Fixed = field(default_factory=lambda: REFUSED)
     tidy: Callable[[Config], Config] = lambda config: config
     settle: Callable[[Config, dict[str, Tensor]], Config] = lambda config, tensors: config
     unsaid: Callable[[Config], Mapping[str, Any]] = lambda config: {}
@@ -66,25 +68,25 @@ class Family(Generic[Config]):
     def name(self) -> str:
         return str(self.keys.fixed["model_type"][0])
 
-    def config(self, published: Published) -> Config:
-        """Ours from a config.json. ConfigError names what we cannot honour."""
+    def config(self, published: Published, where: str = "") -> Config:
+        """Ours from a config.json. ConfigError names what we cannot honour; `where` it stands, its messages say."""
         published = {**self.keys.absent, **{self.aliases.get(key, key): value for key, value in published.items()}}
-        Keys(fields={}, fixed={**_REFUSED, **self.refused}).ours(published)
+        Keys(fixed=self.refused).ours(published)
         values = {**self.values, **self.keys.ours(published), **self.read(published)}
         activation = values.get("activation")
         if isinstance(activation, str):
             values["activation"] = _ACTIVATIONS.get(activation, activation)
-        return self.tidy(build(self.kind, values))
+        return self.tidy(build(self.kind, values, where))
 
     def unknown(self, published: Published, also: Collection[str] = ()) -> list[str]:
         """A warning that names the keys of a config.json which no row here knows, nor `also`."""
-        known = {*self.keys.names, *_REFUSED, *self.refused, *self.aliases, *also}
+        known = {*self.keys.names, *self.refused, *self.aliases, *also}
         return Keys(read=known, harmless=COMMON).unknown(published, "config.json")
 
     def published(self, config: Config) -> dict[str, Any]:
         """The config.json of `config`. ConfigError if this family cannot say all of it."""
         config = self.tidy(config)
-        spelled = {"architectures": [self.architecture], **self.keys.published(config)}
+        spelled = {**self.stamp(), **self.keys.published(config)}
         for key, ours in self.keys.fields.items():
             if ours == "activation" and spelled[key] == "gelu_tanh":
                 spelled[key] = "gelu_new"
@@ -94,6 +96,53 @@ class Family(Generic[Config]):
         if odd := [f"{name}={here[name]}" for name in here if here[name] != there[name]]:
             raise ConfigError(f"{self.name} models are not published with {', '.join(odd)}")
         return spelled
+
+    def stamp(self) -> dict[str, Any]:
+        """What a config.json says of the class that reads it."""
+        return {"architectures": [self.architecture]}
+
+    def export(self, model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The config.json and the tensors of a model of this family."""
+        return self.published(model.config), self.table(model.config).published(export_weights(model))
+
+    def load(
+        self,
+        folder: Folder,
+        make: Callable[[Config], Model],
+        component: str = "",
+        *,
+        published: Published | None = None,
+        variant: str | None = None,
+        **options: Any,
+    ) -> Model:
+        """What `make` makes of the configuration in a folder, or in its `component`, with its weights.
+
+        `published` stands in place of its config.json; options are those of `load_module`. ConfigError or
+        CheckpointError if it is of a kind that is not supported, or broken.
+        """
+        if published is None:
+            published = folder.json(f"{component}/config.json" if component else "config.json")
+        config = self.config(published, component)
+        tensors = self.table(config).ours(self.modern(folder.tensors(component, variant=variant)))
+        try:
+            config = self.settle(config, tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder.path}: {error}") from error
+        return load_module(lambda: make(config), tensors, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Family[Config]):
+    """A row of diffusers: its configurations name their class alone."""
+
+    refused: Fixed = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.architecture
+
+    def stamp(self) -> dict[str, Any]:
+        return {"_class_name": self.architecture, "_diffusers_version": VERSION}
 
 
 def _values(config: Any) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import itertools
 import json
 import math
 import mmap
-import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from weakref import WeakValueDictionary
@@ -23,27 +23,15 @@ from torch import Tensor
 
 from qkv.atomic import replacing
 from qkv.errors import CheckpointError, shorten
-from qkv.untrusted import open_regular
+from qkv.untrusted import map_regular
 
 # In the order in which the safetensors package lays tensors out, so that equal tensors give it and us equal bytes.
 DTYPES = {
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-    "F32": torch.float32,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    **{"U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64},
+    **{"F32": torch.float32, "U32": torch.uint32, "I32": torch.int32},
+    **{"BF16": torch.bfloat16, "F16": torch.float16, "U16": torch.uint16, "I16": torch.int16},
+    **{"F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
+    **{"I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool},
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _ORDER = {code: rank for rank, code in enumerate(DTYPES)}
@@ -77,13 +65,7 @@ def open_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix.lower() in PICKLES:
         raise CheckpointError(pickle_refused(path))
-    with open_regular(path) as file:
-        before = os.fstat(file.fileno())
-        start, entries = _read_header(path, file, before.st_size)
-        mapped = mmap.mmap(file.fileno(), before.st_size, access=mmap.ACCESS_COPY)
-        now = path.stat()
-        if (before.st_ino, before.st_size, before.st_mtime_ns) != (now.st_ino, now.st_size, now.st_mtime_ns):
-            raise CheckpointError(f"{path} changed while it was opened; load it again once it is complete")
+    mapped, (start, entries) = map_regular(path, partial(_read_header, path), mmap.ACCESS_COPY)
     whole = torch.frombuffer(mapped, dtype=torch.uint8)
     _mapped[whole.data_ptr()] = mapped
     return {entry.name: _view(whole, start, entry) for entry in entries}

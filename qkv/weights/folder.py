@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qkv.atomic import replacing
@@ -155,15 +156,18 @@ def write_tensors(
     stem: str,
     tensors: Mapping[str, Tensor],
     *,
+    dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
     variant: str | None = None,
 ) -> None:
-    """Write weights under the names that transformers and diffusers give them: one file, or shards and an index.
+    """Write weights, as `dtype` if it is given, under the names that transformers and diffusers give them: one file,
+    or shards and an index.
 
     A shard holds at most `max_shard_bytes` of data, or one tensor that is larger. Weights of the same stem and
     variant that were there before are replaced. Raises OutputError.
     """
     folder = Path(folder)
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     shards = _shards(tensors, max_shard_bytes)
     start = f"{stem}.{variant}" if variant else stem
     index_name = f"{stem}.safetensors.index.{variant}.json" if variant else f"{stem}.safetensors.index.json"

@@ -5,9 +5,9 @@ other layer a window."""
 from typing import Any
 
 from qkv.models.decoder_config import DecoderConfig
-from qkv.published import Keys
+from qkv.published import Keys, Published
 from qkv.weights.decoder_family import ROTARY, DecoderFamily, fields, layer_windows, write_windows
-from qkv.weights.family import Published, whole
+from qkv.weights.family import whole
 from qkv.weights.llama import TABLE, VALUES, WORDS, read_biased, table, write_biased
 
 GEMMA2_TABLE = table(

@@ -13,7 +13,6 @@ blocks never imports torch. Source: the GGUF specification in the ggml repositor
 
 import math
 import mmap
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import numpy as np
 
 from qkv.errors import CheckpointError, shorten
 from qkv.registry import parts
-from qkv.untrusted import open_regular
+from qkv.untrusted import map_regular
 from qkv.weights.quantised import KINDS, Blocks
 
 # Published headers have 2 to 16 MiB, 20 to 60 keys, up to 1,200 tensors, arrays of up to 520,000 items.
@@ -104,17 +103,15 @@ def _joined(part: GGUF, count: object) -> GGUF:
 
 
 def _open(path: Path) -> GGUF:
-    with open_regular(path) as file:
-        before = os.fstat(file.fileno())
+    def read(file: BinaryIO, size: int) -> tuple[dict[str, object], list[_Entry], int]:
         try:
-            metadata, entries, start = _read_header(_Reader(file, before.st_size))
-            _check_places(entries, before.st_size - start)
+            metadata, entries, start = _read_header(_Reader(file, size))
+            _check_places(entries, size - start)
         except ValueError as error:
             raise CheckpointError(f"{path} is not a GGUF file that can be read: {error}") from error
-        mapped = mmap.mmap(file.fileno(), before.st_size, access=mmap.ACCESS_READ)
-        now = path.stat()
-        if (before.st_ino, before.st_size, before.st_mtime_ns) != (now.st_ino, now.st_size, now.st_mtime_ns):
-            raise CheckpointError(f"{path} changed while it was opened; load it again once it is complete")
+        return metadata, entries, start
+
+    mapped, (metadata, entries, start) = map_regular(path, read, mmap.ACCESS_READ)
     whole = np.frombuffer(mapped, np.uint8)
     tensors = {e.name: Blocks(e.kind, e.shape, whole[start + e.begin : start + e.end]) for e in entries}
     return GGUF(path, MappingProxyType(metadata), MappingProxyType(tensors))

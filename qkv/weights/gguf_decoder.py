@@ -24,6 +24,7 @@ from qkv.errors import CheckpointError, ConfigError, shorten, unknown
 from qkv.models.decoder_config import DecoderConfig
 from qkv.weights.gguf import GGUF, open_gguf
 from qkv.weights.quantised import Blocks, dequantise
+from qkv.weights.fit import check_fit
 
 if TYPE_CHECKING:
     import torch
@@ -173,21 +174,10 @@ def _split_fused(tensors: Mapping[str, Blocks]) -> dict[str, Blocks]:
 
 
 def _ours(config: DecoderConfig, tensors: Mapping[str, Blocks]) -> dict[str, Blocks]:
-    """The tensors by our names. CheckpointError lists up to 10 that are missing, unexpected or of another shape."""
+    """The tensors by our names. CheckpointError if they do not fit."""
     layout = {ours: _spelled(ours) for ours in config.tensors}
-    expected = {layout[ours]: shape for ours, shape in config.tensors.items()}
-    odd = {
-        "missing": [name for name in expected if name not in tensors],
-        "unexpected": [shorten(repr(name)) for name in tensors if name not in expected and name != "rope_freqs.weight"],
-        "of another shape": [
-            f"{name} {tensors[name].shape}, expected {shape}"
-            for name, shape in expected.items()
-            if name in tensors and tensors[name].shape != shape
-        ],
-    }
-    if any(odd.values()):
-        lists = (f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in odd.items() if names)
-        raise CheckpointError(f"the tensors do not fit its configuration; {'; '.join(lists)}")
+    given = {name: blocks.shape for name, blocks in tensors.items() if name != "rope_freqs.weight"}
+    check_fit("its configuration", {layout[ours]: shape for ours, shape in config.tensors.items()}, given)
     return {ours: tensors[theirs] for ours, theirs in layout.items()}
 
 

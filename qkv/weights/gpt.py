@@ -11,9 +11,9 @@ import torch
 
 from qkv.errors import ConfigError, shorten
 from qkv.models.decoder_config import DecoderConfig
-from qkv.published import Keys
+from qkv.published import Keys, Published
 from qkv.weights.decoder_family import DecoderFamily, fields, layer_windows
-from qkv.weights.family import Published, whole
+from qkv.weights.family import whole
 from qkv.weights.tables import Pair, Table, Transform, fused, rows, transposed
 
 _ENDS: list[Pair] = [
@@ -87,11 +87,7 @@ GPT2 = DecoderFamily(
         fields=fields(context="n_positions", dim="n_embd", layers="n_layer", heads="n_head", ffn_dim=None, **_ENDINGS),
         read={"n_inner"},
         harmless={"reorder_and_upcast_attn", "n_ctx", *_SUMMARY},  # the first: in what precision scores are made
-        fixed={
-            "model_type": ("gpt2",),
-            "scale_attn_weights": (True,),
-            "scale_attn_by_inverse_layer_idx": (False,),
-        },
+        fixed={"model_type": ("gpt2",)} | {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
         absent={"n_embd": 768},
     ),
     table=lambda config: GPT2_TABLE,

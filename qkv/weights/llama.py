@@ -9,7 +9,7 @@ from typing import Any
 
 from qkv.config import convert
 from qkv.models.decoder_config import DecoderConfig
-from qkv.published import Keys
+from qkv.published import Keys, Published
 from qkv.weights.decoder_family import (
     ROTARY,
     DecoderFamily,
@@ -19,7 +19,7 @@ from qkv.weights.decoder_family import (
     write_rotary,
     write_windows,
 )
-from qkv.weights.family import Published, whole
+from qkv.weights.family import REFUSED, whole
 from qkv.weights.tables import Table, rows
 
 ENDS = [
@@ -106,7 +106,7 @@ LLAMA = DecoderFamily(
     read=read_biased,
     write=write_biased,
     # It has no windows; transformers would leave these keys unread.
-    refused={"sliding_window": (None,), "use_sliding_window": (None, False), "layer_types": (None,)},
+    refused=REFUSED | {"sliding_window": (None,), "use_sliding_window": (None, False), "layer_types": (None,)},
 )
 MISTRAL = DecoderFamily(
     architecture="MistralForCausalLM",
@@ -119,7 +119,7 @@ MISTRAL = DecoderFamily(
     table=lambda config: TABLE,
     read=_read_mistral,
     write=_write_mistral,
-    refused={"layer_types": (None,)},
+    refused=REFUSED | {"layer_types": (None,)},
 )
 QWEN2 = DecoderFamily(
     architecture="Qwen2ForCausalLM",

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from qkv.errors import CheckpointError, shorten
+from qkv.errors import CheckpointError
 from qkv.weights.files import release
+from qkv.weights.fit import check_fit
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -61,7 +62,12 @@ def load_weights(
     assert len(expected) == len(list(module.parameters())) + len(list(module.buffers())), (
         f"{type(module).__name__} shares a parameter under two names, or has a buffer with persistent=False"
     )
-    _check_fit(type(module).__name__, expected, tensors)
+    kinds = [
+        f"{name} is {tensors[name].dtype}, expected {tensor.dtype}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].is_floating_point() != tensor.is_floating_point()
+    ]
+    check_fit(type(module).__name__, _shapes(expected), _shapes(tensors), of_another_kind=kinds)
     loaded = {}
     for name in expected:
         tensor = tensors[name]
@@ -78,27 +84,8 @@ def export_weights(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.state_dict())
 
 
-def _check_fit(kind: str, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    missing = [f"{name} {_shape(expected[name])}" for name in expected if name not in given]
-    extra = [f"{shorten(name)!r} {_shape(given[name])}" for name in given if name not in expected]
-    misshapen = [
-        f"{name} is {_shape(given[name])}, expected {_shape(expected[name])}"
-        for name in expected
-        if name in given and given[name].shape != expected[name].shape
-    ]
-    kinds = [
-        f"{name} is {given[name].dtype}, expected {expected[name].dtype}"
-        for name in expected
-        if name in given and given[name].is_floating_point() != expected[name].is_floating_point()
-    ]
-    odd = {"missing": missing, "unexpected": extra, "of another shape": misshapen, "of another kind": kinds}
-    if any(odd.values()):
-        lists = (f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in odd.items() if names)
-        raise CheckpointError(f"the weights do not fit {kind}; {'; '.join(lists)}")
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _finite(tensor: Tensor) -> bool:

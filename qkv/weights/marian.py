@@ -13,9 +13,9 @@ from torch import Tensor
 from qkv.core.position import sinusoidal
 from qkv.errors import CheckpointError, ConfigError
 from qkv.models.translator_config import TranslatorConfig
-from qkv.published import Keys
+from qkv.published import Keys, Published, only
 from qkv.weights.configs import spelled
-from qkv.weights.family import Family, Published, drop_copies
+from qkv.weights.family import REFUSED, Family, drop_copies
 from qkv.weights.tables import Table, Transform, rows
 
 _COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
@@ -91,7 +91,7 @@ MARIAN = Family(
         ),
         fixed={
             "model_type": ("marian",),
-            **dict.fromkeys(("is_encoder_decoder", "share_encoder_decoder_embeddings", "tie_word_embeddings"), (True,)),
+            **only(True, "is_encoder_decoder", "share_encoder_decoder_embeddings", "tie_word_embeddings"),
         },
         absent={
             **{"vocab_size": 58_101, "decoder_start_token_id": 58_100, "pad_token_id": 58_100, "eos_token_id": 0},
@@ -104,8 +104,9 @@ MARIAN = Family(
     write=_write,
     # What older converters wrote beside, and what it must say.
     refused={
-        **dict.fromkeys(("normalize_before", "normalize_embedding", "add_final_layer_norm"), (False,)),
-        "static_position_embeddings": (True,),
+        **REFUSED,
+        **only(False, "normalize_before", "normalize_embedding", "add_final_layer_norm"),
+        **only(True, "static_position_embeddings"),
     },
     tidy=lambda config: replace(config, decoder_layers=config.decoder.layers),
     settle=_settle,

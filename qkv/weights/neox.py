@@ -2,9 +2,8 @@
 attention and feed-forward read the same input, q, k and v are stacked by heads."""
 
 from qkv.models.decoder_config import DecoderConfig
-from qkv.published import Keys
+from qkv.published import Keys, Published
 from qkv.weights.decoder_family import ROTARY, DecoderFamily, by_heads, fields, read_rotary, write_rotary
-from qkv.weights.family import Published
 from qkv.weights.tables import Pair, Row, Table, rows
 
 

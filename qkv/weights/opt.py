@@ -5,9 +5,9 @@ OPT-350m alone norms after each residual, has no last norm, and embeds in a narr
 
 from typing import Any
 
-from qkv.published import Keys
+from qkv.published import Keys, Published
 from qkv.weights.decoder_family import DecoderFamily, fields
-from qkv.weights.family import Published, whole
+from qkv.weights.family import whole
 from qkv.weights.tables import Table, rows
 
 _ROWS = [
@@ -37,11 +37,8 @@ OPT = DecoderFamily(
             ffn_dim="ffn_dim", activation="activation_function", norm_eps=None, norm_first="do_layer_norm_before"
         ),
         read={"enable_bias", "word_embed_proj_dim"},
-        fixed={
-            "model_type": ("opt",),
-            "_remove_final_layer_norm": (False,),
-            "layer_norm_elementwise_affine": (True,),
-        },
+        fixed={"model_type": ("opt",)}
+        | {"_remove_final_layer_norm": (False,), "layer_norm_elementwise_affine": (True,)},
         absent={"vocab_size": 50_272, "max_position_embeddings": 2048, "hidden_size": 768}
         | {"activation_function": "relu"},
     ),

@@ -13,26 +13,24 @@ from typing import Any
 from qkv.config import build
 from qkv.errors import ConfigError, unknown
 from qkv.models.noise import NoiseConfig, SamplerName
-from qkv.published import Keys, Published
+from qkv.published import Fixed, Keys, Published, only
 
 FILE = "scheduler/scheduler_config.json"
 FLOW = "FlowMatchEulerDiscreteScheduler"
 
 _TRAINING = {
-    "num_train_timesteps": "train_steps",
-    "beta_start": "beta_start",
-    "beta_end": "beta_end",
-    "beta_schedule": "beta_schedule",
-    "prediction_type": "prediction",
-    "rescale_betas_zero_snr": "zero_terminal_snr",
+    **{"num_train_timesteps": "train_steps", "beta_start": "beta_start", "beta_end": "beta_end"},
+    **{
+        "beta_schedule": "beta_schedule",
+        "prediction_type": "prediction",
+        "rescale_betas_zero_snr": "zero_terminal_snr",
+    },
 }
-_TRAINED: dict[str, tuple[Any, ...]] = {"trained_betas": (None,)}
+_TRAINED = only(None, "trained_betas")
 # A pipeline hands these on to whichever scheduler follows, so a file may hold them for the next one.
 _SAMPLING = {
-    "timestep_spacing": "spacing",
-    "steps_offset": "steps_offset",
-    "set_alpha_to_one": "final_alpha_one",
-    "use_karras_sigmas": "karras",
+    **{"timestep_spacing": "spacing", "steps_offset": "steps_offset", "set_alpha_to_one": "final_alpha_one"},
+    **{"use_karras_sigmas": "karras"},
 }
 _CLIP = ("clip_sample", "clip_sample_range")
 _BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "epsilon"}
@@ -45,13 +43,12 @@ _UNUSED = frozenset(
         *("base_image_seq_len", "max_image_seq_len", "lower_order_final", "euler_at_final", "shift"),
     }
 )
-_PLAIN_SIGMAS: dict[str, tuple[Any, ...]] = {"use_exponential_sigmas": (False,), "use_beta_sigmas": (False,)}
-_SOLVER = _PLAIN_SIGMAS | {
-    "use_flow_sigmas": (False,),
-    "use_dynamic_shifting": (False,),
-    "final_sigmas_type": ("zero",),
-    "solver_order": (2,),
-    "thresholding": (False,),
+_PLAIN_SIGMAS = only(False, "use_exponential_sigmas", "use_beta_sigmas")
+_BOUNDS = only(None, "sigma_min", "sigma_max")
+_SOLVER = {
+    **_PLAIN_SIGMAS,
+    **only(False, "use_flow_sigmas", "use_dynamic_shifting", "thresholding"),
+    **{"final_sigmas_type": ("zero",), "solver_order": (2,)},
 }
 
 
@@ -64,69 +61,39 @@ class _Class:
     clips: bool = False
 
 
-def _class(
-    sampler: SamplerName,
-    absent: Published = _BETAS,
-    fixed: Mapping[str, tuple[Any, ...]] | None = None,
-    *,
-    clips: bool = False,
-) -> _Class:
-    only = {**_TRAINED, **(fixed or {})}
-    keys = Keys(fields=_TRAINING | _SAMPLING, read=_CLIP, fixed=only, harmless=_UNUSED, absent=absent)
+def _class(sampler: SamplerName, fixed: Fixed, absent: Published = _BETAS, *, clips: bool = False) -> _Class:
+    fixed = {**_TRAINED, **fixed}
+    keys = Keys(fields=_TRAINING | _SAMPLING, read=_CLIP, fixed=fixed, harmless=_UNUSED, absent=absent)
     return _Class(sampler=sampler, keys=keys, clips=clips)
 
 
+_CLIPPED = _BETAS | {"clip_sample": True}
+_UNCLAMPED = only(False, "thresholding")
 CLASSES = {
-    "DDPMScheduler": _class(
-        "ddpm",
-        _BETAS | {"clip_sample": True},
-        {"thresholding": (False,), "variance_type": ("fixed_small",)},
-        clips=True,
-    ),
-    "DDIMScheduler": _class("ddim", _BETAS | {"clip_sample": True}, {"thresholding": (False,)}, clips=True),
-    "PNDMScheduler": _class("pndm", _BETAS | {"skip_prk_steps": False}, {"skip_prk_steps": (True,)}),
+    "DDPMScheduler": _class("ddpm", _UNCLAMPED | {"variance_type": ("fixed_small",)}, _CLIPPED, clips=True),
+    "DDIMScheduler": _class("ddim", _UNCLAMPED, _CLIPPED, clips=True),
+    "PNDMScheduler": _class("pndm", only(True, "skip_prk_steps"), _BETAS | {"skip_prk_steps": False}),
     "EulerDiscreteScheduler": _class(
         "euler",
-        fixed=_PLAIN_SIGMAS
-        | {
-            "final_sigmas_type": ("zero",),
-            "interpolation_type": ("linear",),
-            "timestep_type": ("discrete",),
-            "sigma_min": (None,),
-            "sigma_max": (None,),
-        },
+        {**_PLAIN_SIGMAS, **_BOUNDS, "final_sigmas_type": ("zero",)}
+        | {"interpolation_type": ("linear",), "timestep_type": ("discrete",)},
     ),
-    "EulerAncestralDiscreteScheduler": _class("euler_ancestral"),
-    "HeunDiscreteScheduler": _class("heun", _SMALL_BETAS, _PLAIN_SIGMAS, clips=True),
+    "EulerAncestralDiscreteScheduler": _class("euler_ancestral", {}),
+    "HeunDiscreteScheduler": _class("heun", _PLAIN_SIGMAS, _SMALL_BETAS, clips=True),
     "DPMSolverMultistepScheduler": _class(
         "dpmpp_2m",
-        fixed=_SOLVER
-        | {
-            "algorithm_type": ("dpmsolver++",),
-            "solver_type": ("midpoint",),
-            "use_lu_lambdas": (False,),
-            "lambda_min_clipped": (-math.inf,),
-            "variance_type": (None,),
-        },
+        {**_SOLVER, "algorithm_type": ("dpmsolver++",), "solver_type": ("midpoint",), "use_lu_lambdas": (False,)}
+        | {"lambda_min_clipped": (-math.inf,), "variance_type": (None,)},
     ),
     "UniPCMultistepScheduler": _class(
         "unipc",
-        fixed=_SOLVER
-        | {
-            "solver_type": ("bh2",),
-            "predict_x0": (True,),
-            "lower_order_final": (True,),
-            "disable_corrector": ([],),
-            "solver_p": (None,),
-            "sigma_min": (None,),
-            "sigma_max": (None,),
-            "shift_terminal": (None,),
-        },
+        {**_SOLVER, **_BOUNDS, **only(None, "solver_p", "shift_terminal"), "solver_type": ("bh2",)}
+        | {"predict_x0": (True,), "lower_order_final": (True,), "disable_corrector": ([],)},
     ),
     "LCMScheduler": _class(
         "lcm",
+        _UNCLAMPED | {"original_inference_steps": (50,), "timestep_scaling": (10.0,)},
         _SMALL_BETAS | {"beta_schedule": "scaled_linear"},
-        {"thresholding": (False,), "original_inference_steps": (50,), "timestep_scaling": (10.0,)},
         clips=True,
     ),
 }
@@ -135,13 +102,8 @@ _FLOW = _Class(
     keys=Keys(
         fields={"num_train_timesteps": "train_steps", "shift": "shift"},
         fixed=_PLAIN_SIGMAS
-        | {
-            "use_karras_sigmas": (False,),
-            "use_dynamic_shifting": (False,),
-            "shift_terminal": (None,),
-            "invert_sigmas": (False,),
-            "stochastic_sampling": (False,),
-        },
+        | only(False, "use_karras_sigmas", "use_dynamic_shifting", "invert_sigmas", "stochastic_sampling")
+        | only(None, "shift_terminal"),
         harmless=_UNUSED,
     ),
 )

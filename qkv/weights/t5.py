@@ -11,9 +11,9 @@ from torch import Tensor
 
 from qkv.config import convert
 from qkv.models.translator_config import TranslatorConfig
-from qkv.published import Keys
+from qkv.published import Keys, Published
 from qkv.weights.configs import spelled
-from qkv.weights.family import Family, Published, drop_copies, same_numbers
+from qkv.weights.family import Family, drop_copies, same_numbers
 from qkv.weights.tables import Table, rows
 
 _ATTENTION = [

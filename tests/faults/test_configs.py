@@ -13,14 +13,18 @@ import torch
 from qkv.models.clip import TextConfig, TextTower
 from qkv.models.unet import UNet, UNetConfig
 from qkv.models.vae import VAE, VAEConfig
-from qkv.weights.clip import load_text_tower, published_text_tower
+from qkv.weights.clip import TEXT_TOWER, load_text_tower
 from qkv.weights.diffusers import save_component
 from qkv.weights.files import open_tensors, save_tensors
 from qkv.weights.folder import Folder
-from qkv.weights.unet import load_unet, published_unet
-from qkv.weights.vae import load_vae, published_vae
+from qkv.weights.unet import UNET
+from qkv.weights.vae import AUTOENCODER, load_vae
 
-LOAD = {"unet": load_unet, "vae": load_vae, "text_encoder": lambda folder: load_text_tower(folder, "text_encoder")}
+LOAD = {
+    "unet": lambda folder: UNET.load(folder, UNet, "unet"),
+    "vae": load_vae,
+    "text_encoder": lambda folder: load_text_tower(folder, "text_encoder"),
+}
 STEM = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
@@ -31,9 +35,9 @@ def good(tmp_path_factory) -> Path:
         dims=(16, 32), attention=(False, True), heads=(2, 4), groups=8, layers=1, memory_dim=16, sample_size=8
     )
     text = TextConfig(vocab=20, context=8, dim=16, layers=1, heads=2, ffn_dim=24, start=18, end=19, pad=19)
-    save_component(folder / "unet", published_unet(UNet(unet)))
-    save_component(folder / "vae", published_vae(VAE(VAEConfig(dims=(16, 32), groups=8, layers=1))))
-    save_component(folder / "text_encoder", published_text_tower(TextTower(text)))
+    save_component(folder / "unet", UNET.export(UNet(unet)))
+    save_component(folder / "vae", AUTOENCODER.export(VAE(VAEConfig(dims=(16, 32), groups=8, layers=1))))
+    save_component(folder / "text_encoder", TEXT_TOWER.export(TextTower(text)))
     return folder
 
 

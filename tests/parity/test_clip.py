@@ -13,10 +13,10 @@ from qkv.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from qkv.weights.clip import (
     BOTH,
     TEXT,
+    TEXT_TOWER,
     clip_configs,
     load_clip,
     load_text_tower,
-    published_text_tower,
     save_clip,
     text_config,
 )
@@ -227,7 +227,7 @@ def test_text_tower_comes_back(kind, parity, tmp_path):
     theirs = parity.strong(cls(CLIPTextConfig(**SMALL | options)))
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load_text_tower(Folder(tmp_path / "theirs"))
-    save_component(tmp_path / "ours", published_text_tower(ours))
+    save_component(tmp_path / "ours", TEXT_TOWER.export(ours))
     again = cls.from_pretrained(tmp_path / "ours")
     assert {tensor.dtype for tensor in again.state_dict().values()} == {torch.float32}
     assert again.state_dict().keys() == theirs.state_dict().keys()
@@ -246,7 +246,7 @@ def test_a_pipeline_can_keep_the_text_tower(tmp_path):
     clip = CLIP(TextConfig(vocab=50, end=49, **tower), VisionConfig(image_size=16, patch=8, **tower)).eval()
     alone = copy.deepcopy(clip.text)
     alone.project = None
-    save_component(tmp_path / "pipeline/text_encoder", published_text_tower(alone))
+    save_component(tmp_path / "pipeline/text_encoder", TEXT_TOWER.export(alone))
     save_clip(clip, tmp_path / "clip", text_elsewhere=True)
     again = load_clip(Folder(tmp_path / "clip"), texts=Folder(tmp_path / "pipeline"))
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in clip.state_dict().items())

@@ -335,7 +335,7 @@ def test_an_export_says_what_the_import_said(folder: Path, tmp_path: Path) -> No
     for file in said:
         came, went = (json.loads((path / file).read_text()) for path in (folder, tmp_path / "out"))
         if file == ours.TEXT:
-            assert (came.pop("torch_dtype"), went["dtype"]) == ("float16", "float32")  # see published_text_tower
+            assert (came.pop("torch_dtype"), went["dtype"]) == ("float16", "float32")  # see weights/clip.py
         assert went == came, file
 
 
@@ -343,7 +343,7 @@ def test_the_defaults_of_an_empty_unet() -> None:
     """What absent keys mean is what the class does without them."""
     complete = dict(diffusers.UNet2DConditionModel().config) | {"sample_size": 64}
     complete = json.loads(json.dumps({key: value for key, value in complete.items() if key[:1] != "_"}))
-    assert unet.unet_config(complete) == unet.unet_config({})
+    assert unet.UNET.config(complete) == unet.UNET.config({})
 
 
 def test_an_export_of_absent_keys(folder: Path, tmp_path: Path) -> None:

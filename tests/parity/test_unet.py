@@ -14,7 +14,7 @@ from qkv.models.residual import Residual
 from qkv.models.unet import PixelTransformer, UNet, UNetConfig
 from qkv.weights.diffusers import save_component
 from qkv.weights.folder import Folder
-from qkv.weights.unet import load_unet, published_unet, unet_config, unet_table
+from qkv.weights.unet import UNET, unet_table
 
 DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
 SMALL = {"norm_num_groups": 8, "cross_attention_dim": 24, "sample_size": 8}
@@ -68,7 +68,7 @@ def pairs(parity):
 
     def pair(kind):
         theirs = parity.strong(UNet2DConditionModel(**SMALL | KINDS[kind]))
-        config = unet_config(published(theirs))
+        config = UNET.config(published(theirs))
         return parity.adopt(UNet(config), unet_table(config), theirs), theirs
 
     return {kind: pair(kind) for kind in KINDS}
@@ -179,7 +179,7 @@ MUTATIONS = [
 )
 def test_parity_fails_on(kind, mutate, parity, monkeypatch):
     theirs = parity.strong(UNet2DConditionModel(**SMALL | KINDS[kind]))
-    config = unet_config(published(theirs))
+    config = UNET.config(published(theirs))
     ours = parity.adopt(UNet(config), unet_table(config), theirs)
     mutate(ours, monkeypatch)
     with pytest.raises(pytest.fail.Exception, match=r"parity: (differs by .*; first: [a-z]+\.|.* has eps)"):
@@ -189,7 +189,7 @@ def test_parity_fails_on(kind, mutate, parity, monkeypatch):
 def test_a_wrong_epsilon_shows_in_numbers_too(parity):
     """Where the latent is faint: the comparison of epsilons by name is not the only one that sees them."""
     theirs = parity.strong(UNet2DConditionModel(**SMALL | KINDS["sd1"]))
-    ours = parity.adopt(UNet(unet_config(published(theirs))), unet_table(unet_config(published(theirs))), theirs)
+    ours = parity.adopt(UNet(UNET.config(published(theirs))), unet_table(UNET.config(published(theirs))), theirs)
     ours.down[0].residuals[0].norm1.eps = theirs.down_blocks[0].resnets[0].norm1.eps = 1e-4
     theirs.down_blocks[0].resnets[0].norm1.register_forward_pre_hook(lambda norm, _: setattr(norm, "eps", 1e-6))
     with pytest.raises(pytest.fail.Exception, match="parity: differs by"):
@@ -207,8 +207,8 @@ def test_files_there_and_back(kind, form, pairs, tmp_path):
         max_shard_size="300KB" if form == "sharded" else "10GB",
     )
     assert (len(list((tmp_path / "unet").glob("*.safetensors"))) > 1) == (form == "sharded")
-    ours = load_unet(Folder(tmp_path), variant="fp16" if form == "fp16" else None)
-    save_component(tmp_path / "again", published_unet(ours), max_shard_bytes=300_000 if form == "sharded" else 10**9)
+    ours = UNET.load(Folder(tmp_path), UNet, "unet", variant="fp16" if form == "fp16" else None)
+    save_component(tmp_path / "again", UNET.export(ours), max_shard_bytes=300_000 if form == "sharded" else 10**9)
     again = UNet2DConditionModel.from_pretrained(tmp_path / "again")
     for name, expected in theirs.state_dict().items():
         assert again.state_dict()[name].equal(expected), name
@@ -222,8 +222,8 @@ def test_files_there_and_back(kind, form, pairs, tmp_path):
 
 def test_export_of_import_is_the_same(pairs):
     for ours, theirs in pairs.values():
-        config, tensors = published_unet(ours)
-        assert unet_config(config) == ours.config
+        config, tensors = UNET.export(ours)
+        assert UNET.config(config) == ours.config
         assert tensors.keys() == theirs.state_dict().keys()
         for name, tensor in theirs.state_dict().items():
             assert tensors[name].equal(tensor), name
@@ -232,8 +232,8 @@ def test_export_of_import_is_the_same(pairs):
 def test_what_a_file_leaves_out_is_as_diffusers_has_it():
     kinds = {key: KINDS["sd1"][key] for key in ("down_block_types", "up_block_types", "block_out_channels")}
     with torch.device("meta"):
-        theirs, ours = UNet2DConditionModel(**kinds), UNet(unet_config({k: list(v) for k, v in kinds.items()}))
-    shapes = {name: tensor.shape for name, tensor in published_unet(ours)[1].items()}
+        theirs, ours = UNet2DConditionModel(**kinds), UNet(UNET.config({k: list(v) for k, v in kinds.items()}))
+    shapes = {name: tensor.shape for name, tensor in UNET.export(ours)[1].items()}
     assert shapes == {name: tensor.shape for name, tensor in theirs.state_dict().items()}
 
 
@@ -253,9 +253,9 @@ def test_what_a_file_leaves_out_is_as_diffusers_has_it():
 )
 def test_what_we_cannot_honour_is_refused(given, message, pairs):
     _, theirs = pairs["sd1"]
-    unet_config(published(theirs))
+    UNET.config(published(theirs))
     with pytest.raises(ConfigError, match=message):
-        unet_config(published(theirs) | given)
+        UNET.config(published(theirs) | given)
 
 
 def test_full_size():

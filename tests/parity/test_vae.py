@@ -15,7 +15,7 @@ from qkv.models import residual
 from qkv.models.vae import VAE, VAEConfig
 from qkv.weights.diffusers import save_component
 from qkv.weights.folder import Folder
-from qkv.weights.vae import VAE_TABLE, load_vae, published_vae, vae_config
+from qkv.weights.vae import AUTOENCODER, VAE_TABLE, load_vae
 
 SMALL = {
     "block_out_channels": (32, 64, 64),
@@ -39,7 +39,7 @@ def published(theirs):
 
 def pair(parity, kind):
     theirs = parity.strong(AutoencoderKL(**SMALL | KINDS[kind]))
-    return parity.adopt(VAE(vae_config(published(theirs))), VAE_TABLE, theirs), theirs
+    return parity.adopt(VAE(AUTOENCODER.config(published(theirs))), VAE_TABLE, theirs), theirs
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,9 @@ def test_files_there_and_back(kind, form, pairs, tmp_path):
     if form == "old names":
         rename(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
     ours = load_vae(Folder(tmp_path), variant="fp16" if form == "fp16" else None)
-    save_component(tmp_path / "again", published_vae(ours), max_shard_bytes=300_000 if form == "sharded" else 10**9)
+    save_component(
+        tmp_path / "again", AUTOENCODER.export(ours), max_shard_bytes=300_000 if form == "sharded" else 10**9
+    )
     again = AutoencoderKL.from_pretrained(tmp_path / "again")
     assert len(again.state_dict()) == len(theirs.state_dict())
     for name, expected in theirs.state_dict().items():
@@ -159,8 +161,8 @@ def rename(file: Path) -> None:
 
 def test_export_of_import_is_the_same(pairs):
     for ours, theirs in pairs.values():
-        config, tensors = published_vae(ours)
-        assert vae_config(config) == ours.config
+        config, tensors = AUTOENCODER.export(ours)
+        assert AUTOENCODER.config(config) == ours.config
         assert tensors.keys() == theirs.state_dict().keys()
         for name, tensor in theirs.state_dict().items():
             assert tensors[name].equal(tensor), name
@@ -168,8 +170,8 @@ def test_export_of_import_is_the_same(pairs):
 
 def test_what_a_file_leaves_out_is_as_diffusers_has_it():
     with torch.device("meta"):
-        theirs, ours = AutoencoderKL(), VAE(vae_config({}))
-    shapes = {name: tensor.shape for name, tensor in published_vae(ours)[1].items()}
+        theirs, ours = AutoencoderKL(), VAE(AUTOENCODER.config({}))
+    shapes = {name: tensor.shape for name, tensor in AUTOENCODER.export(ours)[1].items()}
     assert shapes == {name: tensor.shape for name, tensor in theirs.state_dict().items()}
     assert ours.config.scaling == theirs.config.scaling_factor
 
@@ -184,7 +186,7 @@ def test_what_a_file_leaves_out_is_as_diffusers_has_it():
 )
 def test_what_we_cannot_honour_is_refused(given, message):
     with pytest.raises(ConfigError, match=message):
-        vae_config(given)
+        AUTOENCODER.config(given)
 
 
 def test_full_size():

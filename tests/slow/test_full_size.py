@@ -22,8 +22,8 @@ from qkv.text.tokenizer import train_tokenizer
 from qkv.weights.diffusers import save_latent_diffusion
 from qkv.weights.load import load_weights
 from qkv.weights.tables import Table
-from qkv.weights.unet import published_unet, unet_table
-from qkv.weights.vae import VAE_TABLE, published_vae
+from qkv.weights.unet import UNET, unet_table
+from qkv.weights.vae import AUTOENCODER, VAE_TABLE
 
 pytestmark = pytest.mark.slow
 THREADS, TOLERANCE = 2, 1e-4
@@ -79,7 +79,7 @@ def compare(what: str, run_ours, run_theirs) -> None:
 def test_unet():
     with torch.device("meta"):
         ours = UNet(UNetConfig())
-    ours, theirs = pair(UNet2DConditionModel, ours, published_unet(ours)[0], unet_table(ours.config))
+    ours, theirs = pair(UNet2DConditionModel, ours, UNET.export(ours)[0], unet_table(ours.config))
     assert sum(parameter.numel() for parameter in theirs.parameters()) == 859_520_964
     latent, memory, time_ = torch.randn(1, 4, 64, 64), torch.randn(1, 77, 768), torch.tensor([601.0])
     compare("U-Net", lambda: ours(latent, time_, memory), lambda: theirs(latent, time_, memory).sample)
@@ -88,7 +88,7 @@ def test_unet():
 def test_autoencoder():
     with torch.device("meta"):
         ours = VAE(VAEConfig())
-    ours, theirs = pair(AutoencoderKL, ours, published_vae(ours)[0], VAE_TABLE)
+    ours, theirs = pair(AutoencoderKL, ours, AUTOENCODER.export(ours)[0], VAE_TABLE)
     assert sum(parameter.numel() for parameter in theirs.parameters()) == 83_653_863
     latent, picture = torch.randn(1, 4, 64, 64), torch.rand(1, 3, 512, 512) * 2 - 1
     compare("decoder", lambda: ours.decode(latent), lambda: theirs.decode(latent / 0.18215).sample)

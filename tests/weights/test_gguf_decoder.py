@@ -121,7 +121,7 @@ def test_tensors_that_do_not_fit() -> None:
     for reason in (
         "1 missing: blk.0.ffn_up.weight",
         "1 unexpected: 'blk.1.ffn_up.weight'",
-        "1 of another shape: blk.0.attn_k.weight (32, 32), expected (16, 32)",
+        "1 of another shape: blk.0.attn_k.weight is (32, 32), expected (16, 32)",
     ):
         assert reason in str(error.value)
     with pytest.raises(CheckpointError, match=r"no tensor token_embd\.weight"):
