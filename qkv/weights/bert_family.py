@@ -4,7 +4,7 @@ One body under four namings, and three heads with names of their own, each a row
 bare (`BertModel`), or under the family's name beside a head; both spellings are read, wherever they are met.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from qkv.errors import CheckpointError, ConfigError, shorten
 from qkv.models.bert import BertConfig
 from qkv.published import Fixed, Keys, Published
 from qkv.weights.configs import spelled
-from qkv.weights.family import Family, drop_copies
+from qkv.weights.family import Family, Joint, drop_copies
 from qkv.weights.tables import Table, rows
 
 # Copies of the embeddings are told by the tensors; what other heads, older libraries and the sines at the start say.
@@ -81,46 +81,15 @@ class Names:
         return replace(config, pooler=self.pooling if pooled else None)
 
 
-def _family(
-    names: Names,
-    *,
-    fields: Mapping[str, str],
-    fixed: Fixed | None = None,
-    values: Published | None = None,
-    absent: Published | None = None,
-) -> Family[BertConfig]:
-    """The row of a body, with those of its heads."""
-
-    def row(kind: Kind, heads: Mapping[str, Family[BertConfig]]) -> Family[BertConfig]:
-        return Family(
-            kind=BertConfig,
-            architecture=names.stem + CLASSES[kind],
-            keys=Keys(
-                fields=fields,
-                harmless=_HARMLESS,
-                fixed={"model_type": (names.name,), **(fixed or {})},
-                absent=absent or {},
-            ),
-            values=values or {},
-            table=lambda config: names.table(kind),
-            read=_read,
-            write=_write if "pad_token_id" in (absent or {}) else lambda config: {},
-            settle=partial(names.settle, kind),
-            unsaid=lambda config: {"pooler": names.pooling if config.pooler else None},
-            modern=_modern,
-            heads=heads,
-        )
-
-    return row("body", {kind: row(kind, {}) for kind in names.heads})
-
-
-def _read(published: Published) -> dict[str, Any]:
-    """In RoBERTa positions begin behind the row of the padding; only it says what that is."""
-    name = published.get("model_type")
-    if published.get("type_vocab_size") == 0 and name != "distilbert":
+def _check_segments(published: Published) -> dict[str, Any]:
+    if published.get("type_vocab_size") == 0:
+        name = published.get("model_type")
         raise ConfigError(f"type_vocab_size=0 is out of range; {name} models have one or more")
-    if name != "roberta":
-        return {}
+    return {}
+
+
+def _read_padding(published: Published) -> dict[str, Any]:
+    """Positions begin behind the row of the padding."""
     pad: int = convert(int, published["pad_token_id"], "pad_token_id")
     if pad < 0:
         raise ConfigError(f"pad_token_id={pad} is out of range; it must be 0 or more")
@@ -128,8 +97,36 @@ def _read(published: Published) -> dict[str, Any]:
     return {"offset": pad + 1, "context": rows - pad - 1}
 
 
-def _write(config: BertConfig) -> Published:
+def _write_padding(config: BertConfig) -> Published:
     return {"pad_token_id": config.offset - 1, "max_position_embeddings": config.context + config.offset}
+
+
+_SEGMENTS = Joint[BertConfig]((), _check_segments)
+_PADDING = Joint({"pad_token_id"}, _read_padding, _write_padding)
+
+
+def _keys(name: str, fixed: Fixed, absent: Published, **words: str | None) -> Keys:
+    return Keys(fields=spelled(**words), harmless=_HARMLESS, fixed={"model_type": (name,), **fixed}, absent=absent)
+
+
+def _family(names: Names, keys: Keys, joints: Sequence[Joint[BertConfig]], **values: Any) -> Family[BertConfig]:
+    """The row of a body, with those of its heads; `values` as all of its members have them."""
+
+    def row(kind: Kind, heads: Mapping[str, Family[BertConfig]]) -> Family[BertConfig]:
+        return Family(
+            kind=BertConfig,
+            architecture=names.stem + CLASSES[kind],
+            keys=keys,
+            values=values,
+            table=lambda config: names.table(kind),
+            joints=joints,
+            settle=partial(names.settle, kind),
+            unsaid=lambda config: {"pooler": names.pooling if config.pooler else None},
+            modern=_modern,
+            heads=heads,
+        )
+
+    return row("body", {kind: row(kind, {}) for kind in names.heads})
 
 
 def _modern(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -180,8 +177,8 @@ BERT = _family(
         tied=("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
         unread=("cls.seq_relationship.{}",),
     ),
-    fields=spelled(segments="type_vocab_size"),
-    fixed=_NO,
+    _keys("bert", _NO, {}, segments="type_vocab_size"),
+    [_SEGMENTS],
 )
 ROBERTA = _family(
     Names(
@@ -196,9 +193,13 @@ ROBERTA = _family(
         },
         tied=("lm_head.decoder.weight", "lm_head.decoder.bias"),
     ),
-    fields=spelled(segments="type_vocab_size"),
-    fixed={"hidden_act": ("gelu",), **_NO},  # its head has no other
-    absent={"vocab_size": 50_265, "max_position_embeddings": 512, "pad_token_id": 1},
+    _keys(
+        "roberta",
+        {"hidden_act": ("gelu",), **_NO},  # its head has no other
+        {"vocab_size": 50_265, "max_position_embeddings": 512, "pad_token_id": 1},
+        segments="type_vocab_size",
+    ),
+    [_SEGMENTS, _PADDING],
 )
 DISTILBERT = _family(
     Names(
@@ -222,11 +223,15 @@ DISTILBERT = _family(
         },
         tied=("vocab_projector.weight",),
     ),
-    fields=spelled(
-        dim="dim", layers="n_layers", heads="n_heads", ffn_dim="hidden_dim", activation="activation", norm_eps=None
+    _keys(
+        "distilbert",
+        {},
+        {"n_layers": 6},
+        **{"dim": "dim", "layers": "n_layers", "heads": "n_heads", "ffn_dim": "hidden_dim"},
+        **{"activation": "activation", "norm_eps": None},
     ),
-    absent={"n_layers": 6},
-    values={"segments": 0},
+    [],
+    segments=0,
 )
 ALBERT = _family(
     Names(
@@ -250,9 +255,13 @@ ALBERT = _family(
         tied=("predictions.decoder.weight", "predictions.decoder.bias"),
         unread=("sop_classifier.classifier.{}",),
     ),
-    fields=spelled(segments="type_vocab_size", embed_dim="embedding_size"),
-    fixed={"num_hidden_groups": (1,), "inner_group_num": (1,), **_NO},
-    absent={"vocab_size": 30_000, "embedding_size": 128, "hidden_size": 4096, "num_attention_heads": 64}
-    | {"intermediate_size": 16_384, "hidden_act": "gelu_new"},
-    values={"shared": True},
+    _keys(
+        "albert",
+        {"num_hidden_groups": (1,), "inner_group_num": (1,), **_NO},
+        {"vocab_size": 30_000, "embedding_size": 128, "hidden_size": 4096, "num_attention_heads": 64}
+        | {"intermediate_size": 16_384, "hidden_act": "gelu_new"},
+        **{"segments": "type_vocab_size", "embed_dim": "embedding_size"},
+    ),
+    [_SEGMENTS],
+    shared=True,
 )

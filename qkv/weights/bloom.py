@@ -3,7 +3,7 @@
 from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Keys
 from qkv.weights.decoder_family import DecoderFamily, by_heads, fields
-from qkv.weights.family import whole
+from qkv.weights.family import Joint, whole
 from qkv.weights.tables import Pair, Table, rows
 
 
@@ -42,6 +42,6 @@ BLOOM = DecoderFamily(
     ),
     values={"position": "alibi", "embed_norm": True, "activation": "gelu_tanh"},
     table=_table,
-    read=lambda published: {"ffn_dim": 4 * whole(published, "hidden_size")},
+    joints=(Joint((), lambda published: {"ffn_dim": 4 * whole(published, "hidden_size")}),),
     aliases={"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
 )

@@ -12,7 +12,7 @@ from qkv.errors import ConfigError
 from qkv.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from qkv.published import Keys, Published
 from qkv.weights.configs import COMMON, GENERATION, spelled, write_json
-from qkv.weights.family import Family
+from qkv.weights.family import Family, Joint
 from qkv.weights.folder import Folder, write_tensors
 from qkv.weights.load import export_weights, load_module
 from qkv.weights.tables import Row, Table, rows
@@ -91,7 +91,7 @@ TEXT_TOWER = Family(
     architecture="CLIPTextModel",
     keys=TEXT_KEYS,
     table=lambda config: TEXT,
-    write=_write,
+    joints=(Joint((), lambda published: {}, _write),),
     refused={},
     settle=_settle,
     unsaid=lambda config: {"proj_dim": config.proj_dim},

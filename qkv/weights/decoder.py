@@ -14,9 +14,9 @@ from qkv.weights.load import export_weights
 from qkv.weights.quantised import Blocks
 
 
-def load_decoder(folder: Folder, *, dtype: torch.dtype | None = None, check_finite: bool = False) -> Decoder:
-    """The decoder in a folder; as `load_model`."""
-    return load_model(folder, DecoderConfig, Decoder, dtype=dtype, check_finite=check_finite)
+def load_decoder(folder: Folder, **options: Any) -> Decoder:
+    """The decoder in a folder; options as `load_model`."""
+    return load_model(folder, DecoderConfig, Decoder, **options)
 
 
 def save_decoder(decoder: Decoder, path: str | Path, **options: Any) -> None:

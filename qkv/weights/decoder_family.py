@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from qkv.errors import ConfigError, shorten, unknown
 from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Published
 from qkv.weights.configs import spelled
-from qkv.weights.family import Family, drop_copies, whole
+from qkv.weights.family import Family, Joint, drop_copies, whole
 from qkv.weights.files import release
 from qkv.weights.tables import Transform
 
@@ -60,14 +61,32 @@ def layer_windows(kinds: Any, windows: Mapping[str, int | None], layers: int, ke
     return [windows[kind] for kind in kinds]
 
 
-def write_windows(config: DecoderConfig, width: int | None = None) -> dict[str, Any]:
-    """sliding_window, which is `width` where no layer has one, and layer_types."""
-    windows = config.stack.layer_windows
-    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
-    return {"sliding_window": next(filter(None, windows), width), "layer_types": kinds}
+def windowed(
+    kinds: Callable[[Published, int], list[str]], absent: int | None = None, switch: str | None = None
+) -> Joint[DecoderConfig]:
+    """Windows layer by layer, from layer_types and sliding_window: where there is no list, `kinds` makes it for so many
+    layers, and `absent` is written where no layer has one. There are none unless `switch`, if there is one, is on."""
+
+    def read(published: Published) -> dict[str, Any]:
+        layers = whole(published, "num_hidden_layers", most=1000)
+        windows: dict[str, int | None] = {"full_attention": None}
+        if switch is None or published.get(switch):
+            window = whole(published, "sliding_window", most=1_000_000_000) if switch else published["sliding_window"]
+            windows["sliding_attention"] = window
+        given = published.get("layer_types")
+        if given is None:
+            given = [kind if kind in windows else "full_attention" for kind in kinds(published, layers)]
+        return {"windows": layer_windows(given, windows, layers, "layer_types")}
+
+    def write(config: DecoderConfig) -> Published:
+        windows = config.stack.layer_windows
+        width = next(filter(None, windows), absent)
+        given = ["full_attention" if window is None else "sliding_attention" for window in windows]
+        return {"sliding_window": width, "layer_types": given} | ({switch: width is not None} if switch else {})
+
+    return Joint({"sliding_window", "layer_types", *([switch] if switch else [])}, read, write)
 
 
-ROTARY = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"})  # what is read of it
 _ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _LLAMA3 = {
     "factor": "factor",
@@ -77,7 +96,7 @@ _LLAMA3 = {
 }
 
 
-def read_rotary(published: Published, *, share: float | None = None) -> dict[str, Any]:
+def _read_rotary(published: Published, *, share: float | None = None) -> dict[str, Any]:
     """Base, width and scaling of rotary positions, in transformers 5's spelling (rope_parameters) or the older one.
 
     `share`: how much of each head turns where the file does not say it; None where all of it must. ConfigError names
@@ -109,7 +128,7 @@ def read_rotary(published: Published, *, share: float | None = None) -> dict[str
     return values
 
 
-def write_rotary(config: DecoderConfig) -> dict[str, Any]:
+def _write_rotary(config: DecoderConfig) -> dict[str, Any]:
     """In the older spelling, which every version of transformers reads."""
     scaling = None
     if config.rotary_scaling is not None:
@@ -118,18 +137,41 @@ def write_rotary(config: DecoderConfig) -> dict[str, Any]:
     return {"rope_theta": config.rotary_base, "rope_scaling": scaling}
 
 
-def by_heads(heads: int) -> Transform:
-    """q, k and v that are stacked within every head: (H * 3 * K, D) or (H * 3 * K) <-> three of (H * K, D) or (H * K).
+ROTARY = Joint({"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"}, _read_rotary, _write_rotary)
+
+
+def partly_rotary(share: float, write: Callable[[DecoderConfig], Published]) -> Joint[DecoderConfig]:
+    """Rotary positions of which `share` of each head turns where a file does not say it."""
+    return Joint(ROTARY.keys, partial(_read_rotary, share=share), write)
+
+
+def widened(key: str, dim: str = "hidden_size") -> Joint[DecoderConfig]:
+    """The width of the feed-forward layers under `key`, four times that of the model where there is none."""
+
+    def read(published: Published) -> dict[str, Any]:
+        inner = published.get(key)
+        return {"ffn_dim": 4 * whole(published, dim) if inner is None else inner}
+
+    return Joint({key}, read, lambda config: {key: config.ffn_dim})
+
+
+def by_heads(heads: int, kv_heads: int | None = None) -> Transform:
+    """q, k and v that are stacked within every head, or within the heads that share keys: (G * (H / G + 2) * K, D) or
+    without D <-> (H * K, D), (G * K, D) and (G * K, D).
 
     Unlike other transforms it copies, for the rows of one projection lie apart.
     """
+    groups = kv_heads or heads
+    share = heads // groups
 
     def split(tensor: torch.Tensor) -> list[torch.Tensor]:
-        parts = [part.flatten(0, 1) for part in tensor.unflatten(0, (heads, 3, -1)).unbind(1)]
+        parts = tensor.unflatten(0, (groups, share + 2, -1)).split((share, 1, 1), 1)
+        found = [part.flatten(0, 2) for part in parts]
         release(tensor)
-        return parts
+        return found
 
     def fuse(parts: Any) -> torch.Tensor:
-        return torch.stack([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 2)
+        split = [part.unflatten(0, (groups, count, -1)) for part, count in zip(parts, (share, 1, 1))]
+        return torch.cat(split, dim=1).flatten(0, 2)
 
     return Transform(split, fuse)

@@ -16,6 +16,7 @@ from qkv.published import Published
 from qkv.weights.bert_family import ALBERT, BERT, DISTILBERT, ROBERTA
 from qkv.weights.bloom import BLOOM
 from qkv.weights.configs import write_json
+from qkv.weights.falcon import FALCON
 from qkv.weights.family import Config, Family
 from qkv.weights.folder import Folder, write_tensors
 from qkv.weights.gemma import GEMMA, GEMMA2
@@ -28,7 +29,7 @@ from qkv.weights.opt import OPT
 from qkv.weights.t5 import T5
 
 _ROWS: tuple[Family[Any], ...] = (
-    *(GPT2, GPT_NEO, BLOOM, LLAMA, MISTRAL, QWEN2, QWEN3, NEOX, OPT, GEMMA, GEMMA2),  # decoders
+    *(GPT2, GPT_NEO, BLOOM, LLAMA, MISTRAL, QWEN2, QWEN3, NEOX, FALCON, OPT, GEMMA, GEMMA2),  # decoders
     *(DISTILBERT, ALBERT, BERT, ROBERTA),  # encoders
     *(MARIAN, T5),  # encoder-decoders
 )

@@ -5,9 +5,9 @@ how to add one.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -35,14 +35,22 @@ REFUSED = {
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "swish": "silu"}
 
 
+class Joint(NamedTuple, Generic[Config]):
+    """Published keys that are no field each: `read` gives the fields that hang on them (what a file leaves out is
+    filled in from `Keys.absent`), `write` gives those keys back."""
+
+    keys: Collection[str]
+    read: Callable[[Published], Mapping[str, Any]]
+    write: Callable[[Config], Published] = lambda config: {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family(Generic[Config]):
     """One row of the album.
 
-    `kind` is our configuration, `architecture` transformers' class; `keys.fixed` holds its model_type. `values` are
-    fields that every member has. `read` gives the fields that hang on several published keys (what a file leaves out is
-    filled in from `keys.absent`), `write` gives those keys back. `aliases` are other spellings of published keys;
-    `refused` are keys that must have one of these values if they are there.
+    `kind` is our configuration, `architecture` their class; `keys.fixed` holds its model_type. `values` are
+    fields that every member has; `joints` come after `keys`. `aliases` are other spellings of published keys; `refused`
+    are keys that must have one of these values if they are there.
 
     `tidy` spells a configuration's defaults out. `settle` takes what is there twice out of the tensors, and gives the
     configuration that they have; the fields that they alone tell are `unsaid` in a config.json. `modern` renames old
@@ -54,8 +62,7 @@ class Family(Generic[Config]):
     keys: Keys
     table: Callable[[Config], Table]
     values: Published = field(default_factory=dict)
-    read: Callable[[Published], Mapping[str, Any]] = lambda published: {}
-    write: Callable[[Config], Published] = lambda config: {}
+    joints: Sequence[Joint[Config]] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     refused: Fixed = field(default_factory=lambda: REFUSED)
     tidy: Callable[[Config], Config] = lambda config: config
@@ -66,13 +73,16 @@ class Family(Generic[Config]):
 
     @property
     def name(self) -> str:
-        return str(self.keys.fixed["model_type"][0])
+        """Its model_type; diffusers has none, and names the class alone."""
+        return str(self.keys.fixed.get("model_type", [self.architecture])[0])
 
     def config(self, published: Published, where: str = "") -> Config:
         """Ours from a config.json. ConfigError names what we cannot honour; `where` it stands, its messages say."""
         published = {**self.keys.absent, **{self.aliases.get(key, key): value for key, value in published.items()}}
         Keys(fixed=self.refused).ours(published)
-        values = {**self.values, **self.keys.ours(published), **self.read(published)}
+        values = {**self.values, **self.keys.ours(published)}
+        for joint in self.joints:
+            values |= joint.read(published)
         activation = values.get("activation")
         if isinstance(activation, str):
             values["activation"] = _ACTIVATIONS.get(activation, activation)
@@ -80,26 +90,27 @@ class Family(Generic[Config]):
 
     def unknown(self, published: Published, also: Collection[str] = ()) -> list[str]:
         """A warning that names the keys of a config.json which no row here knows, nor `also`."""
-        known = {*self.keys.names, *self.refused, *self.aliases, *also}
+        joint = {key for joint in self.joints for key in joint.keys}
+        known = {*self.keys.names, *joint, *self.refused, *self.aliases, *also}
         return Keys(read=known, harmless=COMMON).unknown(published, "config.json")
 
     def published(self, config: Config) -> dict[str, Any]:
         """The config.json of `config`. ConfigError if this family cannot say all of it."""
         config = self.tidy(config)
-        spelled = {**self.stamp(), **self.keys.published(config)}
+        spelled: dict[str, Any] = {"architectures": [self.architecture]}
+        if self.name == self.architecture:
+            spelled = {"_class_name": self.architecture, "_diffusers_version": VERSION}
+        spelled |= self.keys.published(config)
         for key, ours in self.keys.fields.items():
             if ours == "activation" and spelled[key] == "gelu_tanh":
                 spelled[key] = "gelu_new"
-        spelled |= self.write(config)
+        for joint in self.joints:
+            spelled |= joint.write(config)
         here = _values(config)
         there = {**_values(self.config(spelled)), **self.unsaid(config)}
         if odd := [f"{name}={here[name]}" for name in here if here[name] != there[name]]:
             raise ConfigError(f"{self.name} models are not published with {', '.join(odd)}")
         return spelled
-
-    def stamp(self) -> dict[str, Any]:
-        """What a config.json says of the class that reads it."""
-        return {"architectures": [self.architecture]}
 
     def export(self, model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The config.json and the tensors of a model of this family."""
@@ -129,20 +140,6 @@ class Family(Generic[Config]):
         except CheckpointError as error:
             raise CheckpointError(f"{folder.path}: {error}") from error
         return load_module(lambda: make(config), tensors, **options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part(Family[Config]):
-    """A row of diffusers: its configurations name their class alone."""
-
-    refused: Fixed = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.architecture
-
-    def stamp(self) -> dict[str, Any]:
-        return {"_class_name": self.architecture, "_diffusers_version": VERSION}
 
 
 def _values(config: Any) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import Any
 
 from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Keys, Published
-from qkv.weights.decoder_family import ROTARY, DecoderFamily, fields, layer_windows, write_windows
-from qkv.weights.family import whole
-from qkv.weights.llama import TABLE, VALUES, WORDS, read_biased, table, write_biased
+from qkv.weights.decoder_family import ROTARY, DecoderFamily, fields, windowed
+from qkv.weights.family import Joint, whole
+from qkv.weights.llama import BIASED, TABLE, VALUES, WORDS, table
 
 GEMMA2_TABLE = table(
     ("(attention|ffn)_norm.weight", "(input|pre_feedforward)_layernorm.weight"),
@@ -25,57 +25,43 @@ _CAPS = {"attn_logit_softcapping": "score_cap", "final_logit_softcapping": "logi
 
 def _read_gemma(published: Published) -> dict[str, Any]:
     """Files of the first release say gelu and mean its approximation."""
-    legacy = {"activation": "gelu_tanh"} if published["hidden_act"] == "gelu" else {}
-    return {**read_biased(published), **legacy}
+    return {"activation": "gelu_tanh"} if published["hidden_act"] == "gelu" else {}
 
 
 def _activation(config: DecoderConfig) -> str:
     return "gelu_pytorch_tanh" if config.activation == "gelu_tanh" else config.activation
 
 
-def _read_gemma2(published: Published) -> dict[str, Any]:
-    layers = whole(published, "num_hidden_layers", most=1000)
-    kinds = published.get("layer_types")
-    if kinds is None:
-        kinds = [("sliding_attention", "full_attention")[i % 2] for i in range(layers)]
-    windows = {"sliding_attention": published.get("sliding_window"), "full_attention": None}
-    return {
-        **read_biased(published),
-        **{ours: published.get(key) for key, ours in _CAPS.items()},
-        "scale": whole(published, "query_pre_attn_scalar") ** -0.5,
-        "windows": layer_windows(kinds, windows, layers, "layer_types"),
-    }
+def _read_caps(published: Published) -> dict[str, Any]:
+    scale = whole(published, "query_pre_attn_scalar") ** -0.5
+    return {"scale": scale, **{ours: published.get(key) for key, ours in _CAPS.items()}}
 
 
-def _write_gemma2(config: DecoderConfig) -> Published:
+def _write_caps(config: DecoderConfig) -> Published:
     scale = config.stack.head_width**-0.5 if config.scale is None else config.scale
-    return {
-        **write_biased(config),
-        "hidden_activation": _activation(config),
-        **{key: getattr(config, ours) for key, ours in _CAPS.items()},
-        "query_pre_attn_scalar": round(scale**-2),
-        **write_windows(config, 4096),
-    }
+    caps = {key: getattr(config, ours) for key, ours in _CAPS.items()}
+    return caps | {"hidden_activation": _activation(config), "query_pre_attn_scalar": round(scale**-2)}
+
+
+def _alternate(published: Published, layers: int) -> list[str]:
+    return [("sliding_attention", "full_attention")[i % 2] for i in range(layers)]
 
 
 GEMMA = DecoderFamily(
     architecture="GemmaForCausalLM",
     keys=Keys(
         fields=fields(**WORDS),
-        read={*ROTARY, "attention_bias"},
         fixed={"model_type": ("gemma",), "use_bidirectional_attention": (None, False)},
         absent=_ABSENT | {"hidden_act": "gelu_tanh"},
     ),
     values=_VALUES,
     table=lambda config: TABLE,
-    read=_read_gemma,
-    write=lambda config: {**write_biased(config), "hidden_act": _activation(config)},
+    joints=(ROTARY, BIASED, Joint((), _read_gemma, lambda config: {"hidden_act": _activation(config)})),
 )
 GEMMA2 = DecoderFamily(
     architecture="Gemma2ForCausalLM",
     keys=Keys(
         fields=fields(activation="hidden_activation", **WORDS),
-        read={*ROTARY, "attention_bias", "layer_types"},
         fixed={"model_type": ("gemma2",), "use_bidirectional_attention": (None, False)},
         absent=_ABSENT
         | {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8}
@@ -84,6 +70,5 @@ GEMMA2 = DecoderFamily(
     ),
     values=_VALUES | {"post_norm": True},
     table=lambda config: GEMMA2_TABLE,
-    read=_read_gemma2,
-    write=_write_gemma2,
+    joints=(ROTARY, BIASED, windowed(_alternate, absent=4096), Joint((), _read_caps, _write_caps)),
 )

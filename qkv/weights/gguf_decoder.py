@@ -22,6 +22,7 @@ from qkv.config import build
 from qkv.core.stack_config import RotaryScaling
 from qkv.errors import CheckpointError, ConfigError, shorten, unknown
 from qkv.models.decoder_config import DecoderConfig
+from qkv.published import Fixed
 from qkv.weights.gguf import GGUF, open_gguf
 from qkv.weights.quantised import Blocks, dequantise
 from qkv.weights.fit import check_fit
@@ -32,28 +33,16 @@ if TYPE_CHECKING:
     from qkv.models.decoder import Decoder
 
 _FIELDS = {
-    "context_length": "context",
-    "embedding_length": "dim",
-    "block_count": "layers",
-    "feed_forward_length": "ffn_dim",
-    "attention.head_count": "heads",
-    "attention.head_count_kv": "kv_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "norm_eps",
-    "attention.layer_norm_epsilon": "norm_eps",
-    "rope.freq_base": "rotary_base",
-    "rope.dimension_count": "rotary_dim",
-    "attn_logit_softcapping": "score_cap",
-    "final_logit_softcapping": "logit_cap",
+    **{"context_length": "context", "embedding_length": "dim", "block_count": "layers"},
+    **{"feed_forward_length": "ffn_dim", "attention.head_count": "heads", "attention.head_count_kv": "kv_heads"},
+    **{"attention.layer_norm_rms_epsilon": "norm_eps", "attention.layer_norm_epsilon": "norm_eps"},
+    **{"attention.key_length": "head_dim", "rope.freq_base": "rotary_base", "rope.dimension_count": "rotary_dim"},
+    **{"attn_logit_softcapping": "score_cap", "final_logit_softcapping": "logit_cap"},
 }
 # Keys of what we do not have, with the values that mean "none of it".
-_FIXED = {
-    "expert_count": (0,),
-    "expert_used_count": (0,),
-    "rope.scaling.type": ("none",),
-    "rope.scaling.factor": (0.0, 1.0),
-    "rope.scale_linear": (1.0,),
-    "attention.causal": (True,),
+_FIXED: Fixed = {
+    **{"expert_count": (0,), "expert_used_count": (0,), "attention.causal": (True,)},
+    **{"rope.scaling.type": ("none",), "rope.scaling.factor": (0.0, 1.0), "rope.scale_linear": (1.0,)},
 }
 _IGNORED = {
     *("vocab_size", "attention.value_length", "attention.sliding_window", "tensor_data_layout"),

@@ -12,8 +12,8 @@ import torch
 from qkv.errors import ConfigError, shorten
 from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Keys, Published
-from qkv.weights.decoder_family import DecoderFamily, fields, layer_windows
-from qkv.weights.family import whole
+from qkv.weights.decoder_family import DecoderFamily, fields, layer_windows, widened
+from qkv.weights.family import Joint, whole
 from qkv.weights.tables import Pair, Table, Transform, fused, rows, transposed
 
 _ENDS: list[Pair] = [
@@ -48,11 +48,6 @@ def _table(layer: list[Pair], masked: str) -> Table:
 GPT2_TABLE, NEO_TABLE = _table(_GPT2_LAYER, "attn"), _table(_NEO_LAYER, "attn.attention")
 
 
-def _read_gpt2(published: Published) -> dict[str, Any]:
-    inner = published.get("n_inner")
-    return {"ffn_dim": 4 * whole(published, "n_embd") if inner is None else inner}
-
-
 def _read_neo(published: Published) -> dict[str, Any]:
     """attention_types, such as [[["global", "local"], 12]], layer by layer."""
     layers = whole(published, "num_layers", most=1000)
@@ -65,17 +60,13 @@ def _read_neo(published: Published) -> dict[str, Any]:
             case _:
                 raise ConfigError(f"attention_types={shorten(repr(types))} does not fit num_layers={layers}")
     window = whole(published, "window_size", most=1_000_000_000)
-    inner = published.get("intermediate_size")
-    return {
-        "windows": layer_windows(kinds, {"global": None, "local": window}, layers, "attention_types"),
-        "ffn_dim": 4 * whole(published, "hidden_size") if inner is None else inner,
-    }
+    return {"windows": layer_windows(kinds, {"global": None, "local": window}, layers, "attention_types")}
 
 
 def _write_neo(config: DecoderConfig) -> Published:
     width = next(filter(None, config.windows), 256)
     kinds = ["global" if window is None else "local" for window in config.stack.layer_windows]
-    return {"window_size": width, "attention_types": [[kinds, 1]], "intermediate_size": config.ffn_dim}
+    return {"window_size": width, "attention_types": [[kinds, 1]]}
 
 
 _ENDINGS = {"activation": "activation_function", "norm_eps": "layer_norm_epsilon"}
@@ -85,14 +76,12 @@ GPT2 = DecoderFamily(
     architecture="GPT2LMHeadModel",
     keys=Keys(
         fields=fields(context="n_positions", dim="n_embd", layers="n_layer", heads="n_head", ffn_dim=None, **_ENDINGS),
-        read={"n_inner"},
         harmless={"reorder_and_upcast_attn", "n_ctx", *_SUMMARY},  # the first: in what precision scores are made
         fixed={"model_type": ("gpt2",)} | {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
         absent={"n_embd": 768},
     ),
     table=lambda config: GPT2_TABLE,
-    read=_read_gpt2,
-    write=lambda config: {"n_inner": config.ffn_dim},
+    joints=(widened("n_inner", "n_embd"),),
     aliases={
         **{"hidden_size": "n_embd", "max_position_embeddings": "n_positions"},
         **{"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
@@ -102,7 +91,6 @@ GPT_NEO = DecoderFamily(
     architecture="GPTNeoForCausalLM",
     keys=Keys(
         fields=fields(layers="num_layers", heads="num_heads", ffn_dim=None, **_ENDINGS),
-        read={"intermediate_size"},
         harmless={"attention_layers", *_SUMMARY},  # the first is attention_types again
         fixed={"model_type": ("gpt_neo",)},
         absent={"max_position_embeddings": 2048, "hidden_size": 2048, "num_layers": 24, "num_heads": 16}
@@ -110,7 +98,6 @@ GPT_NEO = DecoderFamily(
     ),
     values={"scale": 1.0, "attention_bias": False},
     table=lambda config: NEO_TABLE,
-    read=_read_neo,
-    write=_write_neo,
+    joints=(widened("intermediate_size"), Joint({"window_size", "attention_types"}, _read_neo, _write_neo)),
     aliases={"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
 )

@@ -4,9 +4,6 @@ Llama 2 (2307.09288), Llama 3 (2407.21783), Mistral 7B (2310.06825), Qwen2.5 (24
 block (RMS norm, rotary positions, gated SiLU, grouped keys) and one naming; they differ in biases, windows and norms.
 """
 
-from collections.abc import Collection
-from typing import Any
-
 from qkv.config import convert
 from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Keys, Published
@@ -14,12 +11,9 @@ from qkv.weights.decoder_family import (
     ROTARY,
     DecoderFamily,
     fields,
-    layer_windows,
-    read_rotary,
-    write_rotary,
-    write_windows,
+    windowed,
 )
-from qkv.weights.family import REFUSED, whole
+from qkv.weights.family import REFUSED, Joint
 from qkv.weights.tables import Table, rows
 
 ENDS = [
@@ -55,56 +49,37 @@ _QWEN_SIZES = _SIZES | {
     **{"vocab_size": 151_936, "intermediate_size": 22_016, "max_position_embeddings": 32_768},
     **{"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
 }
-_LAYERED = {"use_sliding_window", "layer_types"}
 
 
-def _keys(name: str, absent: Published, read: Collection[str] = (), **more: str) -> Keys:
-    return Keys(fields=fields(**WORDS, **more), read={*ROTARY, *read}, fixed={"model_type": (name,)}, absent=absent)
+def _keys(name: str, absent: Published, **more: str) -> Keys:
+    return Keys(fields=fields(**WORDS, **more), fixed={"model_type": (name,)}, absent=absent)
 
 
-def read_biased(published: Published) -> dict[str, Any]:
-    """attention_bias speaks of all four projections."""
-    biased = published.get("attention_bias", False)
-    return read_rotary(published) | {"attention_bias": biased, "out_bias": biased}
+# attention_bias speaks of all four projections.
+BIASED = Joint[DecoderConfig](
+    {"attention_bias"},
+    lambda published: dict.fromkeys(("attention_bias", "out_bias"), published.get("attention_bias", False)),
+    lambda config: {"attention_bias": config.attention_bias},
+)
+_WINDOW = Joint[DecoderConfig](
+    {"sliding_window"},
+    lambda published: {"windows": [published["sliding_window"]]},
+    lambda config: {"sliding_window": config.windows[0]},
+)
 
 
-def write_biased(config: DecoderConfig) -> Published:
-    return {**write_rotary(config), "attention_bias": config.attention_bias}
+def _later(published: Published, layers: int) -> list[str]:
+    start = convert(int, published["max_window_layers"], "max_window_layers")
+    return ["sliding_attention" if i >= start else "full_attention" for i in range(layers)]
 
 
-def _read_mistral(published: Published) -> dict[str, Any]:
-    return read_rotary(published) | {"windows": [published["sliding_window"]]}
-
-
-def _write_mistral(config: DecoderConfig) -> Published:
-    return {**write_rotary(config), "sliding_window": config.windows[0]}
-
-
-def _read_layered(published: Published) -> dict[str, Any]:
-    """Qwen's windows: layer by layer (layer_types), or in the layers from max_window_layers on."""
-    layers = whole(published, "num_hidden_layers", most=1000)
-    has = published.get("use_sliding_window")
-    window = whole(published, "sliding_window", most=1_000_000_000) if has else None
-    kinds = published.get("layer_types")
-    if kinds is None:
-        start = convert(int, published["max_window_layers"], "max_window_layers")
-        return {"windows": [window if i >= start else None for i in range(layers)]}
-    windows = {"full_attention": None} | ({} if window is None else {"sliding_attention": window})
-    return {"windows": layer_windows(kinds, windows, layers, "layer_types")}
-
-
-def _write_layered(config: DecoderConfig) -> Published:
-    written = write_windows(config)
-    return {"use_sliding_window": written["sliding_window"] is not None, **written}
-
-
+_LAYERED = windowed(_later, switch="use_sliding_window")
 LLAMA = DecoderFamily(
     architecture="LlamaForCausalLM",
-    keys=_keys("llama", _SIZES, {"attention_bias"}, bias="mlp_bias"),
+    keys=_keys("llama", _SIZES, bias="mlp_bias"),
     values=VALUES,
     table=lambda config: TABLE,
-    read=read_biased,
-    write=write_biased,
+    joints=(ROTARY, BIASED),
     # It has no windows; transformers would leave these keys unread.
     refused=REFUSED | {"sliding_window": (None,), "use_sliding_window": (None, False), "layer_types": (None,)},
 )
@@ -117,23 +92,20 @@ MISTRAL = DecoderFamily(
     ),
     values=VALUES,
     table=lambda config: TABLE,
-    read=_read_mistral,
-    write=_write_mistral,
+    joints=(ROTARY, _WINDOW),
     refused=REFUSED | {"layer_types": (None,)},
 )
 QWEN2 = DecoderFamily(
     architecture="Qwen2ForCausalLM",
-    keys=_keys("qwen2", _QWEN_SIZES, _LAYERED),
+    keys=_keys("qwen2", _QWEN_SIZES),
     values=VALUES | {"attention_bias": True},
     table=lambda config: TABLE,
-    read=lambda published: {**read_rotary(published), **_read_layered(published)},
-    write=lambda config: {**write_rotary(config), **_write_layered(config)},
+    joints=(ROTARY, _LAYERED),
 )
 QWEN3 = DecoderFamily(
     architecture="Qwen3ForCausalLM",
-    keys=_keys("qwen3", _QWEN_SIZES | {"head_dim": 128}, {"attention_bias", *_LAYERED}),
+    keys=_keys("qwen3", _QWEN_SIZES | {"head_dim": 128}),
     values=VALUES | {"qk_norm": True},
     table=lambda config: TABLE,
-    read=lambda published: {**read_biased(published), **_read_layered(published)},
-    write=lambda config: {**write_biased(config), **_write_layered(config)},
+    joints=(ROTARY, BIASED, _LAYERED),
 )

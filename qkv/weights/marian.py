@@ -15,7 +15,7 @@ from qkv.errors import CheckpointError, ConfigError
 from qkv.models.translator_config import TranslatorConfig
 from qkv.published import Keys, Published, only
 from qkv.weights.configs import spelled
-from qkv.weights.family import REFUSED, Family, drop_copies
+from qkv.weights.family import REFUSED, Family, Joint, drop_copies
 from qkv.weights.tables import Table, Transform, rows
 
 _COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
@@ -81,7 +81,6 @@ MARIAN = Family(
     kind=TranslatorConfig,
     architecture="MarianMTModel",
     keys=Keys(
-        read={"decoder_attention_heads", "decoder_ffn_dim", "decoder_vocab_size"},
         harmless={"is_decoder", "num_hidden_layers", "classif_dropout", "extra_pos_embeddings"},
         fields=spelled(
             **{"start": "decoder_start_token_id", "end": "eos_token_id", "pad": "pad_token_id", "dim": "d_model"},
@@ -100,8 +99,7 @@ MARIAN = Family(
         },
     ),
     table=lambda config: TABLE,
-    read=_read,
-    write=_write,
+    joints=(Joint({"decoder_attention_heads", "decoder_ffn_dim", "decoder_vocab_size"}, _read, _write),),
     # What older converters wrote beside, and what it must say.
     refused={
         **REFUSED,

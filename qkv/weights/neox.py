@@ -3,7 +3,7 @@ attention and feed-forward read the same input, q, k and v are stacked by heads.
 
 from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Keys, Published
-from qkv.weights.decoder_family import ROTARY, DecoderFamily, by_heads, fields, read_rotary, write_rotary
+from qkv.weights.decoder_family import ROTARY, DecoderFamily, by_heads, fields, partly_rotary
 from qkv.weights.tables import Pair, Row, Table, rows
 
 
@@ -26,7 +26,7 @@ def _table(config: DecoderConfig) -> Table:
 
 
 def _write(config: DecoderConfig) -> Published:
-    rotary = write_rotary(config)
+    rotary = ROTARY.write(config)
     share = config.stack.rotary_width / config.stack.head_width
     return {"rotary_emb_base": rotary["rope_theta"], "rotary_pct": share, "rope_scaling": rotary["rope_scaling"]}
 
@@ -35,7 +35,6 @@ NEOX = DecoderFamily(
     architecture="GPTNeoXForCausalLM",
     keys=Keys(
         fields=fields(parallel="use_parallel_residual"),
-        read=ROTARY,
         harmless={"is_decoder"},
         fixed={"model_type": ("gpt_neox",), "attention_bias": (True,)},
         absent={"vocab_size": 50_432, "max_position_embeddings": 2048, "hidden_size": 6144, "num_hidden_layers": 44}
@@ -43,7 +42,6 @@ NEOX = DecoderFamily(
     ),
     values={"activation": "gelu", "position": "rotary", "parallel": True, "tied": False},
     table=_table,
-    read=lambda published: read_rotary(published, share=0.25),
-    write=_write,
+    joints=(partly_rotary(0.25, _write),),
     aliases={"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"},
 )

@@ -5,9 +5,10 @@ OPT-350m alone norms after each residual, has no last norm, and embeds in a narr
 
 from typing import Any
 
+from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Keys, Published
 from qkv.weights.decoder_family import DecoderFamily, fields
-from qkv.weights.family import whole
+from qkv.weights.family import Joint, whole
 from qkv.weights.tables import Table, rows
 
 _ROWS = [
@@ -30,13 +31,17 @@ def _read(published: Published) -> dict[str, Any]:
     }
 
 
+_WIDTHS = Joint[DecoderConfig](
+    {"enable_bias", "word_embed_proj_dim"},
+    _read,
+    lambda config: {"enable_bias": config.bias, "word_embed_proj_dim": config.embed_width},
+)
 OPT = DecoderFamily(
     architecture="OPTForCausalLM",
     keys=Keys(
         fields=fields(
             ffn_dim="ffn_dim", activation="activation_function", norm_eps=None, norm_first="do_layer_norm_before"
         ),
-        read={"enable_bias", "word_embed_proj_dim"},
         fixed={"model_type": ("opt",)}
         | {"_remove_final_layer_norm": (False,), "layer_norm_elementwise_affine": (True,)},
         absent={"vocab_size": 50_272, "max_position_embeddings": 2048, "hidden_size": 768}
@@ -44,6 +49,5 @@ OPT = DecoderFamily(
     ),
     values={"position_offset": 2},
     table=lambda config: TABLE,
-    read=_read,
-    write=lambda config: {"enable_bias": config.bias, "word_embed_proj_dim": config.embed_width},
+    joints=(_WIDTHS,),
 )

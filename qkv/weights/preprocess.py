@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from qkv.config import build
+from qkv.config import build, convert
 from qkv.errors import ConfigError, shorten
 from qkv.models.preprocess import Preprocess
-from qkv.published import Keys, Published
+from qkv.published import Keys, Published, only
 from qkv.weights.configs import write_json
 from qkv.weights.folder import Folder
 
@@ -19,9 +19,7 @@ KEYS = Keys(
     fixed={
         "image_processor_type": ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"),
         "feature_extractor_type": ("CLIPFeatureExtractor", "CLIPImageProcessor"),  # its older name
-        "do_pad": (False,),
-        "default_to_square": (False,),
-        "use_square_size": (False,),
+        **only(False, "do_pad", "default_to_square", "use_square_size"),
     },
     harmless={
         *("processor_class", "pad_size", "data_format", "input_data_format", "device", "return_tensors"),
@@ -75,25 +73,15 @@ def from_published(published: Published) -> Preprocess:
             value = published[key]
             values[ours] = [value] * 3 if isinstance(value, int | float) else value
     for key, off in _OFF.items():
-        if not _claim(published, key):
+        if not convert(bool, published.get(key, True), f"{FILE}: {key}"):
             values |= off
-    _claim(published, "do_convert_rgb")  # ours are always RGB
     return build(Preprocess, values, FILE)
 
 
 _OFF: dict[str, dict[str, Any]] = {
-    "do_resize": {"resize": None},
-    "do_center_crop": {"crop": None},
-    "do_rescale": {"factor": 1.0},
-    "do_normalize": {"mean": [0.0] * 3, "std": [1.0] * 3},
+    **{"do_resize": {"resize": None}, "do_center_crop": {"crop": None}, "do_rescale": {"factor": 1.0}},
+    **{"do_normalize": {"mean": [0.0] * 3, "std": [1.0] * 3}, "do_convert_rgb": {}},  # ours are always RGB
 }
-
-
-def _claim(published: Published, key: str) -> bool:
-    value = published.get(key, True)
-    if not isinstance(value, bool):
-        raise ConfigError(f"{FILE}: {key}={shorten(repr(value))} is not true or false")
-    return value
 
 
 def _edges(key: str, value: Any) -> Any:
@@ -122,16 +110,10 @@ def save_preprocess(preprocess: Preprocess, folder: Path) -> None:
     written = {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
-        "do_resize": resize is not None,
-        "size": size,
-        "resample": _RESAMPLE.index(preprocess.resample),
-        "do_center_crop": crop is not None,
-        "crop_size": _sides(crop),
-        "do_rescale": True,
-        "rescale_factor": preprocess.factor,
-        "do_normalize": True,
-        "image_mean": list(preprocess.mean),
-        "image_std": list(preprocess.std),
+        **{"do_resize": resize is not None, "size": size, "resample": _RESAMPLE.index(preprocess.resample)},
+        **{"do_center_crop": crop is not None, "crop_size": _sides(crop)},
+        **{"do_rescale": True, "rescale_factor": preprocess.factor},
+        **{"do_normalize": True, "image_mean": list(preprocess.mean), "image_std": list(preprocess.std)},
     }
     write_json(folder / FILE, {key: value for key, value in written.items() if value is not None})
 

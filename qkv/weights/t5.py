@@ -13,7 +13,7 @@ from qkv.config import convert
 from qkv.models.translator_config import TranslatorConfig
 from qkv.published import Keys, Published
 from qkv.weights.configs import spelled
-from qkv.weights.family import Family, drop_copies, same_numbers
+from qkv.weights.family import Family, Joint, drop_copies, same_numbers
 from qkv.weights.tables import Table, rows
 
 _ATTENTION = [
@@ -84,7 +84,6 @@ T5 = Family(
             **{"decoder_layers": "num_decoder_layers", "relative_buckets": "relative_attention_num_buckets"},
             relative_farthest="relative_attention_max_distance",
         ),
-        read={"scale_decoder_outputs", "tie_word_embeddings"},
         harmless={"is_decoder", "dense_act_fn", "is_gated_act"},  # the last two are feed_forward_proj again
         fixed={"model_type": ("t5",), "is_encoder_decoder": (True,)},
         absent={
@@ -97,8 +96,7 @@ T5 = Family(
         **dict.fromkeys(("scaled", "head_bias", "bias", "attention_bias", "out_bias"), False),
     },
     table=_table,
-    read=_read,
-    write=_write,
+    joints=(Joint({"scale_decoder_outputs", "tie_word_embeddings"}, _read, _write),),
     tidy=lambda config: replace(config, decoder_layers=config.decoder.layers),
     settle=_settle,
     unsaid=lambda config: {"tied": config.tied},

@@ -6,7 +6,7 @@ from typing import Any
 from qkv.errors import ConfigError, shorten
 from qkv.models.unet import UNetConfig
 from qkv.published import Keys, Published, only
-from qkv.weights.family import Part
+from qkv.weights.family import Family, Joint
 from qkv.weights.tables import Pair, Table, fused, pointwise, rows, same
 
 FILE = "unet/config.json"
@@ -122,8 +122,13 @@ def _write(c: UNetConfig) -> Published:
     }
 
 
-UNET = Part(
-    kind=UNetConfig, architecture="UNet2DConditionModel", keys=UNET_KEYS, table=unet_table, read=_read, write=_write
+UNET = Family(
+    kind=UNetConfig,
+    architecture="UNet2DConditionModel",
+    keys=UNET_KEYS,
+    table=unet_table,
+    joints=(Joint((), _read, _write),),
+    refused={},
 )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from qkv.errors import ConfigError, shorten
 from qkv.models.vae import VAE, VAEConfig
 from qkv.published import Keys, Published
-from qkv.weights.family import Part
+from qkv.weights.family import Family, Joint
 from qkv.weights.folder import Folder
 from qkv.weights.tables import Table, rows
 from qkv.weights.unet import ATTENTION, RESIDUAL
@@ -79,13 +79,13 @@ def _write(c: VAEConfig) -> Published:
     }
 
 
-AUTOENCODER = Part(
+AUTOENCODER = Family(
     kind=VAEConfig,
     architecture="AutoencoderKL",
     keys=VAE_KEYS,
     table=lambda config: VAE_TABLE,
-    read=_read,
-    write=_write,
+    joints=(Joint((), _read, _write),),
+    refused={},
 )
 
 

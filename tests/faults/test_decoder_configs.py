@@ -30,6 +30,8 @@ KINDS = {
     "qwen2": {**RMS, "position": "rotary", "attention_bias": True},
     "qwen3": {**RMS, "position": "rotary", "qk_norm": True, "windows": (None, 4)},
     "gpt_neox": {"position": "rotary", "rotary_dim": 4, "parallel": True, "activation": "gelu", "tied": False},
+    "falcon": {"position": "rotary", "parallel": True, "shared_norm": True, "activation": "gelu", "kv_heads": 1}
+    | dict.fromkeys(("bias", "attention_bias", "out_bias"), False),
     "opt": {"position_offset": 2, "activation": "relu"},
     "gemma": {**RMS, **GEMMA},
     "gemma2": {**RMS, **GEMMA, "post_norm": True, "score_cap": 5.0, "scale": 0.25, "windows": (4, None)},
@@ -155,6 +157,13 @@ IMPOSSIBLE = {
         ({"layer_types": ["full_attention", {}]}, "must hold full_attention or sliding_attention for 2 layers"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "must hold full_attention or sliding_attention"),
     ],
+    "falcon": [
+        ({"new_decoder_architecture": True, "num_kv_heads": 3}, "kv_heads=3 does not divide heads=2"),
+        ({"new_decoder_architecture": True, "num_kv_heads": [2]}, r"kv_heads=\[2\] is not a whole number or none"),
+        ({"n_embed": 15}, "dim=15 is not divisible by heads=2"),
+        ({"bias": "no"}, "bias='no' is not true or false"),
+        ({"ffn_hidden_size": None, "hidden_size": HUGE}, "hidden_size=1000000000000 is out of range"),
+    ],
     "opt": [
         ({"word_embed_proj_dim": 0}, "embed_dim=0 is out of range"),
         ({"enable_bias": "yes"}, "bias='yes' is not true or false"),
@@ -166,7 +175,7 @@ IMPOSSIBLE = {
         ({"final_logit_softcapping": NAN}, "logit_cap=nan is not a number or none"),
         ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0 is out of range"),
         ({"sliding_window": -1}, "windows has -1"),
-        ({"layer_types": ["full_attention"]}, "layer_types=.* must hold sliding_attention or full_attention"),
+        ({"layer_types": ["full_attention"]}, "layer_types=.* must hold full_attention or sliding_attention"),
         ({"num_hidden_layers": 10**9, "layer_types": None}, "num_hidden_layers=1000000000 is out of range"),
     ],
     "gpt_neox": [
@@ -212,6 +221,9 @@ NOT_OURS = [  # real keys of real checkpoints that mean something else than what
     ("gpt2", {"add_cross_attention": True}),
     ("bloom", {"apply_residual_connection_post_layernorm": True}),
     ("gpt_neox", {"attention_bias": False}),
+    ("falcon", {"alibi": True}),
+    ("falcon", {"multi_query": False}),
+    ("falcon", {"parallel_attn": False}),
     ("opt", {"layer_norm_elementwise_affine": False}),
     ("opt", {"_remove_final_layer_norm": True}),
     ("gemma", {"use_bidirectional_attention": True}),

@@ -99,6 +99,7 @@ SHAPE = {
     **{"vocab_size": 50, "max_position_embeddings": 32},
 }
 OPT = {key: value for key, value in SHAPE.items() if key != "intermediate_size"} | {"ffn_dim": 96}
+FALCON = {key: value for key, value in SHAPE.items() if key != "intermediate_size"} | {"ffn_hidden_size": 96}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 DECODERS = {  # name -> transformers' model_type and what its configuration has beyond its defaults
     "gpt2": ("gpt2", {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 50, "n_positions": 32}),
@@ -132,6 +133,17 @@ DECODERS = {  # name -> transformers' model_type and what its configuration has 
     "neox, one after the other": (
         "gpt_neox",
         SHAPE | {"use_parallel_residual": False, "tie_word_embeddings": True, "rotary_pct": 0.5},
+    ),
+    "falcon 7b": ("falcon", FALCON),
+    "falcon 11b": (
+        "falcon",
+        FALCON
+        | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+    ),
+    "falcon 40b": (
+        "falcon",
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True, "tie_word_embeddings": False},
     ),
     "opt": ("opt", OPT),
     "opt, unbiased": ("opt", OPT | {"enable_bias": False, "tie_word_embeddings": False, "activation_function": "gelu"}),

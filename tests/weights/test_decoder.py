@@ -100,3 +100,14 @@ def test_projections_stacked_by_heads(heads, shape):
         rows = part[:, 0] if part.ndim == 2 else part
         assert rows.tolist() == [h * 3 * width + i * width + j for h in range(heads) for j in range(width)]
     assert by_heads(heads).fuse([q, k, v]).equal(tensor)
+
+
+def test_projections_stacked_by_groups_of_heads():
+    """Four heads, two of keys: q, q, k, v, q, q, k, v, three rows each."""
+    q, k, v = by_heads(4, 2).split(torch.arange(24))
+    assert (q.tolist(), k.tolist(), v.tolist()) == (
+        [*range(6), *range(12, 18)],
+        [*range(6, 9), *range(18, 21)],
+        [*range(9, 12), *range(21, 24)],
+    )
+    assert by_heads(4, 2).fuse([q, k, v]).tolist() == list(range(24))
