@@ -4,10 +4,9 @@ The tables stand in `bert_family`. A body is read out of any folder, whatever he
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from qkv.errors import ConfigError, shorten
 from qkv.models.bert import Bert, BertClassifier, BertConfig, BertTagger, MaskedBert
@@ -18,26 +17,26 @@ MAX_LABELS = 100_000
 _HEADS = {Bert: "", MaskedBert: "masked", BertClassifier: "classifier", BertTagger: "tagger"}
 
 
-def load_bert(folder: Folder, *, dtype: torch.dtype | None = None) -> Bert:
-    """The body, with its pooler if the folder has one. ConfigError, CheckpointError."""
-    return load_model(folder, BertConfig, Bert, dtype=dtype)
+def load_bert(folder: Folder, **options: Any) -> Bert:
+    """The body, with its pooler if the folder has one; options and errors here as `load_model`."""
+    return load_model(folder, BertConfig, Bert, **options)
 
 
-def load_masked(folder: Folder, *, dtype: torch.dtype | None = None) -> MaskedBert:
-    """The body and its head for masked tokens. ConfigError; CheckpointError, also if there is no such head."""
-    return load_model(folder, BertConfig, MaskedBert, head="masked", dtype=dtype)
+def load_masked(folder: Folder, **options: Any) -> MaskedBert:
+    """The body and its head for masked tokens. CheckpointError, as below, also if there is no such head."""
+    return load_model(folder, BertConfig, MaskedBert, head="masked", **options)
 
 
-def load_classifier(folder: Folder, *, dtype: torch.dtype | None = None) -> BertClassifier:
-    """The body and its head for whole texts. ConfigError; CheckpointError, also if there is no such head."""
-    labels = read_labels(folder.json("config.json"))
-    return load_model(folder, BertConfig, lambda config: BertClassifier(config, labels), head="classifier", dtype=dtype)
+def load_classifier(folder: Folder, **options: Any) -> BertClassifier:
+    """The body and its head for whole texts."""
+    make = partial(BertClassifier, labels=read_labels(folder.json("config.json")))
+    return load_model(folder, BertConfig, make, head="classifier", **options)
 
 
-def load_tagger(folder: Folder, *, dtype: torch.dtype | None = None) -> BertTagger:
-    """The body and its head for each token. ConfigError; CheckpointError, also if there is no such head."""
-    labels = read_labels(folder.json("config.json"))
-    return load_model(folder, BertConfig, lambda config: BertTagger(config, labels), head="tagger", dtype=dtype)
+def load_tagger(folder: Folder, **options: Any) -> BertTagger:
+    """The body and its head for each token."""
+    make = partial(BertTagger, labels=read_labels(folder.json("config.json")))
+    return load_model(folder, BertConfig, make, head="tagger", **options)
 
 
 def read_labels(published: Mapping[str, Any]) -> list[str]:
@@ -52,17 +51,12 @@ def read_labels(published: Mapping[str, Any]) -> list[str]:
     raise ConfigError(f"id2label={shorten(repr(names))} must hold a name for each number from 0")
 
 
-def save_bert(
-    model: Bert | MaskedBert | BertClassifier | BertTagger,
-    path: str | Path,
-    *,
-    also: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> None:
+def save_bert(model: Bert | MaskedBert | BertClassifier | BertTagger, path: str | Path, **options: Any) -> None:
     """Writes a folder that transformers opens; options as `save_model`."""
     body = model if isinstance(model, Bert) else model.body
     labels: dict[str, Any] = {}
     if isinstance(model, BertClassifier | BertTagger):
         labels["id2label"] = {str(i): label for i, label in enumerate(model.labels)}
         labels["label2id"] = {label: i for i, label in enumerate(model.labels)}
-    save_model(model, body.config, path, head=_HEADS[type(model)], also=labels | dict(also or {}), **options)
+    also = labels | dict(options.pop("also", None) or {})
+    save_model(model, body.config, path, head=_HEADS[type(model)], also=also, **options)

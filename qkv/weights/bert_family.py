@@ -37,12 +37,15 @@ CLASSES: dict[Kind, str] = {
 }
 
 
+_LABELS = (("out.{}", "classifier.{}"),)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Names:
     """One naming of a body and its heads.
 
-    `body`, `pooler` and `heads` are rows of a table (ours, published), the body's without prefix; kinds of heads that
-    have a pooler of their own name it there. `tied`: published copies of the embeddings and of the head's bias.
+    `body`, `pooler`, `masked` and `classifier` are rows of a table (ours, published), the body's without prefix; heads
+    that have a pooler of their own name it there. `tied`: published copies of the embeddings and of the head's bias.
     `pooling`: what follows the pooler; `unread`: published names that nothing here uses.
     """
 
@@ -50,10 +53,15 @@ class Names:
     stem: str  # of transformers' classes
     body: tuple[tuple[str, str], ...]
     pooler: str | None
-    heads: Mapping[Kind, tuple[tuple[str, str], ...]]
+    masked: tuple[tuple[str, str], ...]
     tied: tuple[str, ...]
+    classifier: tuple[tuple[str, str], ...] = _LABELS
     pooling: Literal["tanh", "relu"] = "tanh"
     unread: tuple[str, ...] = ()
+
+    @property
+    def heads(self) -> Mapping[Kind, tuple[tuple[str, str], ...]]:
+        return {"masked": self.masked, "classifier": self.classifier, "tagger": _LABELS}
 
     def table(self, kind: Kind) -> Table:
         """Published names <-> those of a module of that kind; names of other heads are dropped."""
@@ -157,7 +165,6 @@ _BODY = _EMBEDDINGS + _layers(
     *("attention.self.(query|key|value)", "attention.output.dense", "attention.output.LayerNorm"),
     *("intermediate.dense", "output.dense", "output.LayerNorm"),
 )
-_LABELS = (("out.{}", "classifier.{}"),)
 _NO = {"is_decoder": (False,), "position_embedding_type": ("absolute",)}
 
 BERT = _family(
@@ -166,14 +173,10 @@ BERT = _family(
         stem="Bert",
         body=_BODY,
         pooler="pooler.dense.{}",
-        heads={
-            "masked": (
-                ("(dense|norm).{}", "cls.predictions.transform.(dense|LayerNorm).{}"),
-                ("bias", "cls.predictions.bias"),
-            ),
-            "classifier": _LABELS,
-            "tagger": _LABELS,
-        },
+        masked=(
+            ("(dense|norm).{}", "cls.predictions.transform.(dense|LayerNorm).{}"),
+            ("bias", "cls.predictions.bias"),
+        ),
         tied=("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
         unread=("cls.seq_relationship.{}",),
     ),
@@ -186,11 +189,8 @@ ROBERTA = _family(
         stem="Roberta",
         body=_BODY,
         pooler="pooler.dense.{}",
-        heads={
-            "masked": (("(dense|norm).{}", "lm_head.(dense|layer_norm).{}"), ("bias", "lm_head.bias")),
-            "classifier": (("body.pooler.{}", "classifier.dense.{}"), ("out.{}", "classifier.out_proj.{}")),
-            "tagger": _LABELS,
-        },
+        masked=(("(dense|norm).{}", "lm_head.(dense|layer_norm).{}"), ("bias", "lm_head.bias")),
+        classifier=(("body.pooler.{}", "classifier.dense.{}"), ("out.{}", "classifier.out_proj.{}")),
         tied=("lm_head.decoder.weight", "lm_head.decoder.bias"),
     ),
     _keys(
@@ -216,11 +216,8 @@ DISTILBERT = _family(
         ),
         pooler=None,
         pooling="relu",
-        heads={
-            "masked": (("(dense|norm).{}", "vocab_(transform|layer_norm).{}"), ("bias", "vocab_projector.bias")),
-            "classifier": (("body.pooler.{}", "pre_classifier.{}"), *_LABELS),
-            "tagger": _LABELS,
-        },
+        masked=(("(dense|norm).{}", "vocab_(transform|layer_norm).{}"), ("bias", "vocab_projector.bias")),
+        classifier=(("body.pooler.{}", "pre_classifier.{}"), *_LABELS),
         tied=("vocab_projector.weight",),
     ),
     _keys(
@@ -247,11 +244,7 @@ ALBERT = _family(
             ),
         ),
         pooler="pooler.{}",
-        heads={
-            "masked": (("(dense|norm).{}", "predictions.(dense|LayerNorm).{}"), ("bias", "predictions.bias")),
-            "classifier": _LABELS,
-            "tagger": _LABELS,
-        },
+        masked=(("(dense|norm).{}", "predictions.(dense|LayerNorm).{}"), ("bias", "predictions.bias")),
         tied=("predictions.decoder.weight", "predictions.decoder.bias"),
         unread=("sop_classifier.classifier.{}",),
     ),

@@ -113,9 +113,8 @@ def clip_configs(published: Published) -> tuple[TextConfig, VisionConfig]:
     BOTH_KEYS.ours(published)
     text, vision = _parts(published)
     proj_dim = BOTH_KEYS.given(published)["projection_dim"]
-    return text_config(text, proj_dim), build(
-        VisionConfig, VISION_KEYS.ours(vision) | {"proj_dim": proj_dim}, "vision_config"
-    )
+    sight = VISION_KEYS.ours(vision) | {"proj_dim": proj_dim}
+    return text_config(text, proj_dim), build(VisionConfig, sight, "vision_config")
 
 
 def _parts(published: Published) -> list[Published]:
@@ -137,13 +136,11 @@ def unknown_keys(published: Published) -> list[str]:
     ]
 
 
-def load_clip(
-    folder: Folder, *, texts: Folder | None = None, dtype: torch.dtype | None = None, variant: str | None = None
-) -> CLIP:
+def load_clip(folder: Folder, *, texts: Folder | None = None, dtype: torch.dtype | None = None) -> CLIP:
     """Both towers from a CLIPModel folder. `texts` is a pipeline folder that keeps the text tower as its
     `text_encoder`, for a folder that was saved without it."""
     text, vision = clip_configs(folder.json("config.json"))
-    tensors = BOTH.ours(folder.tensors(variant=variant))
+    tensors = BOTH.ours(folder.tensors())
     if texts is not None:
         tensors |= {f"text.{name}": tensor for name, tensor in TEXT.ours(texts.tensors("text_encoder")).items()}
     return load_module(lambda: CLIP(text, vision), tensors, dtype=dtype)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from qkv.config import build, convert
@@ -16,8 +15,6 @@ from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Published
 from qkv.weights.configs import spelled
 from qkv.weights.family import Family, Joint, drop_copies, whole
-from qkv.weights.files import release
-from qkv.weights.tables import Transform
 
 
 def fields(**other: str | None) -> dict[str, str]:
@@ -153,25 +150,3 @@ def widened(key: str, dim: str = "hidden_size") -> Joint[DecoderConfig]:
         return {"ffn_dim": 4 * whole(published, dim) if inner is None else inner}
 
     return Joint({key}, read, lambda config: {key: config.ffn_dim})
-
-
-def by_heads(heads: int, kv_heads: int | None = None) -> Transform:
-    """q, k and v that are stacked within every head, or within the heads that share keys: (G * (H / G + 2) * K, D) or
-    without D <-> (H * K, D), (G * K, D) and (G * K, D).
-
-    Unlike other transforms it copies, for the rows of one projection lie apart.
-    """
-    groups = kv_heads or heads
-    share = heads // groups
-
-    def split(tensor: torch.Tensor) -> list[torch.Tensor]:
-        parts = tensor.unflatten(0, (groups, share + 2, -1)).split((share, 1, 1), 1)
-        found = [part.flatten(0, 2) for part in parts]
-        release(tensor)
-        return found
-
-    def fuse(parts: Any) -> torch.Tensor:
-        split = [part.unflatten(0, (groups, count, -1)) for part, count in zip(parts, (share, 1, 1))]
-        return torch.cat(split, dim=1).flatten(0, 2)
-
-    return Transform(split, fuse)

@@ -14,9 +14,7 @@ from torch import nn
 from qkv.errors import ConfigError, NotFoundError, unknown
 from qkv.published import Published
 from qkv.weights.bert_family import ALBERT, BERT, DISTILBERT, ROBERTA
-from qkv.weights.bloom import BLOOM
 from qkv.weights.configs import write_json
-from qkv.weights.falcon import FALCON
 from qkv.weights.family import Config, Family
 from qkv.weights.folder import Folder, write_tensors
 from qkv.weights.gemma import GEMMA, GEMMA2
@@ -24,7 +22,7 @@ from qkv.weights.gpt import GPT2, GPT_NEO
 from qkv.weights.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from qkv.weights.load import Model, export_weights
 from qkv.weights.marian import MARIAN
-from qkv.weights.neox import NEOX
+from qkv.weights.megatron import BLOOM, FALCON, NEOX
 from qkv.weights.opt import OPT
 from qkv.weights.t5 import T5
 

@@ -11,7 +11,7 @@ Weights are `<stem>.safetensors`, or shards that `<stem>.safetensors.index.json`
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -86,14 +86,14 @@ class Folder:
         return [warning for name, keys in here.items() for warning in keys.unknown(self.json(name), name)]
 
     def tensors(
-        self, component: str = "", stems: Iterable[str] = STEMS, *, variant: str | None = None
+        self, component: str = "", stems: Sequence[str] = STEMS, *, variant: str | None = None
     ) -> dict[str, Tensor]:
         """The memory-mapped tensors of a component folder such as "unet" ("" is the folder itself).
 
         Without `variant` the plain files are read, or the only variant there is. CheckpointError if there are none,
         or if an index and its shards do not hold the same names.
         """
-        name = self._weights(component, tuple(stems), variant)
+        name = self._weights(component, stems, variant)
         if not name.endswith(".json"):
             return open_tensors(self.file(name))
         index = self.json(name)
@@ -110,45 +110,35 @@ class Folder:
             tensors |= found
         return tensors
 
-    def _weights(self, component: str, stems: tuple[str, ...], variant: str | None) -> str:
+    def _weights(self, component: str, stems: Sequence[str], variant: str | None) -> str:
         """The name of the file of weights, or of the index of its shards."""
-        found = {_join(component, file): v for stem in stems for file, v in self._candidates(component, stem)}
-        variants = sorted({v for v in found.values() if v})
-        if variant is None and None not in found.values():
+        where, here = self.path / component, self._real / component
+        files = sorted(os.listdir(here), key=lambda name: (name.endswith(".json"), name)) if here.is_dir() else []
+        found = {name: its for stem in stems for name, its in _variants(stem, files)}  # a single file before an index
+        variants = sorted({its for its in found.values() if its})
+        if variant is None and variants and None not in found.values():
             if len(variants) > 1:
-                where = self.path / component
-                raise CheckpointError(
-                    f"{where} has no plain weights but the variants {', '.join(variants)}; choose one"
-                )
-            variant = variants[0] if variants else None
-        for name, its_variant in found.items():
-            if its_variant == variant:
-                return name
-        raise CheckpointError(self._nothing(component, stems, variant, variants))
-
-    def _candidates(self, component: str, stem: str) -> list[tuple[str, str | None]]:
-        """Files and indexes of weights that are here, with their variant; a single file comes before an index."""
-        name = re.escape(stem)
-        # Indexes of variants were published with the variant at either place.
-        pattern = rf"{name}(\.(?P<v>\w+))?\.safetensors(\.index(\.(?P<w>\w+))?\.json)?"
-        matches = [re.fullmatch(pattern, file) for file in self._listing(component)]
-        return sorted(
-            ((m[0], m["v"] or m["w"]) for m in matches if m and not (m["v"] and m["w"])),
-            key=lambda found: (found[0].endswith(".json"), found[0]),
-        )
-
-    def _listing(self, component: str) -> list[str]:
-        folder = self._real / component
-        return sorted(os.listdir(folder)) if folder.is_dir() else []
-
-    def _nothing(self, component: str, stems: tuple[str, ...], variant: str | None, variants: list[str]) -> str:
-        where = self.path / component
+                some = f"{where} has no plain weights but the variants {', '.join(variants)}; choose one"
+                raise CheckpointError(some)
+            variant = variants[0]
+        for name, its in found.items():
+            if its == variant:
+                return _join(component, name)
         if variant is not None:
-            return f"{where} has no {variant} variant; it has {', '.join(variants) or 'none'}"
-        for file in self._listing(component):
-            if file.endswith(PICKLES):
-                return pickle_refused(where / file)
-        return f"{where} has no weights: no {' or '.join(f'{stem}.safetensors' for stem in stems)}"
+            raise CheckpointError(f"{where} has no {variant} variant; it has {', '.join(variants) or 'none'}")
+        for name in sorted(files):
+            if name.endswith(PICKLES):
+                raise CheckpointError(pickle_refused(where / name))
+        raise CheckpointError(f"{where} has no weights: no {' or '.join(f'{stem}.safetensors' for stem in stems)}")
+
+
+def _variants(stem: str, files: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    """The files and indexes of weights of that stem, with their variant."""
+    # Indexes of variants were published with the variant at either place.
+    pattern = rf"{re.escape(stem)}(\.(?P<v>\w+))?\.safetensors(\.index(\.(?P<w>\w+))?\.json)?"
+    for match in filter(None, (re.fullmatch(pattern, name) for name in files)):
+        if not (match["v"] and match["w"]):
+            yield match[0], match["v"] or match["w"]
 
 
 def write_tensors(

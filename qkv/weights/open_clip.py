@@ -25,15 +25,12 @@ from qkv.weights.tables import Pair, Table, fused, rows, transposed
 CONFIG, STEM = "open_clip_config.json", "open_clip_model"
 
 # What our towers cannot but do; other values of these keys are refused.
-_PLAIN: dict[str, tuple[Any, ...]] = dict.fromkeys(
-    [
-        *("ls_init_value", "attentional_pool", "no_ln_pre", "final_ln_after_pool", "block_type", "qk_norm"),
-        *("scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc", "act_kwargs"),
-        *("norm_kwargs", "timm_model_name", "hf_model_name", "embed_cls", "no_causal_mask", "proj_bias"),
-        "hf_tokenizer_name",
-    ],
-    (False, None),
-)
+_NAMES = [
+    *("ls_init_value", "attentional_pool", "no_ln_pre", "final_ln_after_pool", "block_type", "qk_norm", "act_kwargs"),
+    *("scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc", "norm_kwargs", "embed_cls"),
+    *("timm_model_name", "hf_model_name", "hf_tokenizer_name", "no_causal_mask", "proj_bias"),
+]
+_PLAIN: dict[str, tuple[Any, ...]] = dict.fromkeys(_NAMES, (False, None))
 # What training, and towers that are refused above, have beside them.
 _OF_OTHERS = frozenset(
     {

@@ -9,7 +9,7 @@ rounded weights by least squares, a few times over, which takes an eighth off th
 calibration data (GPTQ, AWQ), which is worth more at 3 bits than at 4. Numpy only. `quantised.py` reads what is made.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -52,13 +52,9 @@ def quantise(numbers: Floats, kind: str) -> Blocks:
     return Blocks(kind, numbers.shape, data.reshape(-1))
 
 
-def requantise(weights: Mapping[str, Blocks], kind: str, names: Collection[str] | None = None) -> dict[str, Blocks]:
-    """`weights` with the matrices of these names (default: all that have whole blocks) as `kind`, one at a time."""
+def requantise(weights: Mapping[str, Blocks], kind: str) -> dict[str, Blocks]:
+    """`weights` with all matrices that have whole blocks as `kind`, one at a time."""
     chosen = {name for name, b in weights.items() if len(b.shape) == 2 and b.shape[1] % WIDTH == 0}
-    if names is not None:
-        if missing := sorted(set(names) - chosen):
-            raise InputError(f"{missing[0]} is no matrix here whose columns are a multiple of 32")
-        chosen = set(names)
     return {name: quantise(dequantise(b), kind) if name in chosen else b for name, b in weights.items()}
 
 

@@ -255,7 +255,7 @@ def test_what_we_cannot_honour_is_refused(given, message, pairs):
     _, theirs = pairs["sd1"]
     UNET.config(published(theirs))
     with pytest.raises(ConfigError, match=message):
-        UNET.config(published(theirs) | given)
+        UNET.config(published(theirs) | given, "unet")
 
 
 def test_full_size():

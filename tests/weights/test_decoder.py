@@ -10,9 +10,10 @@ from qkv.models.decoder import Decoder
 from qkv.models.decoder_config import DecoderConfig
 from qkv.models.presets import PRESETS
 from qkv.weights.decoder import load_decoder, save_decoder
-from qkv.weights.decoder_family import by_heads, explicit
+from qkv.weights.decoder_family import explicit
 from qkv.weights.families import FAMILIES, published_config
 from qkv.weights.folder import Folder
+from qkv.weights.megatron import by_heads
 
 SMALL = {"vocab": 20, "context": 8, "dim": 16, "layers": 4, "heads": 2, "ffn_dim": 24}
 LLAMA = {"norm": "rms", "gated": True, "activation": "silu", "bias": False, "attention_bias": False} | {

@@ -72,8 +72,3 @@ def test_requantise_leaves_the_others_alone():
     }
     kinds = [b.kind for b in requantise(weights, "Q4_1").values()]
     assert kinds == ["Q4_1", "Q4_1", "F32", "F32"]
-    only = requantise(weights, "Q4_1", ["b"])
-    assert only["a"] is weights["a"]
-    assert only["b"].kind == "Q4_1"
-    with pytest.raises(InputError, match="odd"):
-        requantise(weights, "Q8_0", ["odd"])
