@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qkv.atomic import replacing
 from qkv.errors import CheckpointError, shorten
-from qkv.untrusted import map_regular
+from qkv.untrusted import map_regular, open_regular
 
 # In the order in which the safetensors package lays tensors out, so that equal tensors give it and us equal bytes.
 DTYPES = {

@@ -23,9 +23,9 @@ from qkv.core.stack_config import RotaryScaling
 from qkv.errors import CheckpointError, ConfigError, shorten, unknown
 from qkv.models.decoder_config import DecoderConfig
 from qkv.published import Fixed
+from qkv.weights.fit import check_fit
 from qkv.weights.gguf import GGUF, open_gguf
 from qkv.weights.quantised import Blocks, dequantise
-from qkv.weights.fit import check_fit
 
 if TYPE_CHECKING:
     import torch
