@@ -224,7 +224,7 @@ def alibi_slopes(heads: int) -> Floats:
 # What the kernels compute, by the fields of DecoderConfig: with any value, or with one of these. A field that is not
 # here may have its default only, so that a new one is refused until it is computed.
 _ANY = {
-    *("vocab", "context", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "gated", "tied"),
+    *("vocab", "context", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "gated", "tied", "head_bias"),
     *("bias", "attention_bias", "out_bias", "norm_eps", "post_norm", "shared_norm", "scaled", "embed_norm", "qk_norm"),
     *("parallel", "scale", "score_cap", "logit_cap", "windows", "position_offset"),
     *("rotary_base", "rotary_dim", "rotary_scaling"),

@@ -23,7 +23,7 @@ VECTORS = (
     *("attention_post_norm.weight", "attention_post_norm.bias", "ffn_post_norm.weight", "ffn_post_norm.bias"),
 )
 GLOBAL_MATRICES = ("token.weight", "position.weight", "head.weight")
-GLOBAL_VECTORS = ("norm.weight", "norm.bias", "stack.norm.weight", "stack.norm.bias")
+GLOBAL_VECTORS = ("norm.weight", "norm.bias", "stack.norm.weight", "stack.norm.bias", "head.bias")
 
 _INTS = (
     *("vocab", "context", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim"),

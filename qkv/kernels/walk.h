@@ -251,7 +251,7 @@ struct Walk {
         const Matrix& matrix = m.matrices[HEAD].data ? m.matrices[HEAD] : m.matrices[TOKEN];
         products(LOGITS, matrix.groups(), input, [&](int group, const Rows& in) {
             multiply(matrix, group, in, desk.tile);
-            each_row(matrix, group, desk.tile, {}, [&](int w, int column, int count, Lanes v) {
+            each_row(matrix, group, desk.tile, m.vectors[HEAD_BIAS], [&](int w, int column, int count, Lanes v) {
                 put(b.logits + size_t(w) * p.vocab + column, count, p.logit_cap > 0 ? capped(v, p.logit_cap) : v);
             });
         });

@@ -36,7 +36,7 @@ class Decoder(nn.Module):
         self.norm = NORMS[config.norm](config.dim, eps=config.norm_eps) if config.embed_norm else None
         self.stack = Stack(config.stack)
         self.narrow = None if config.embed_dim is None else nn.Linear(config.dim, width, bias=False)
-        self.head = None if config.tied else nn.Linear(width, config.vocab, bias=False)
+        self.head = None if config.tied else nn.Linear(width, config.vocab, bias=config.head_bias)
         self._initialise()
 
     def _initialise(self) -> None:

@@ -17,8 +17,9 @@ class DecoderConfig:
 
     The embeddings: `scaled` multiplies them by the root of `dim`; `embed_dim` is their width where they are narrower,
     widened once and narrowed again before the head; `position_offset` rows of the learned positions are no token's;
-    `embed_norm` norms what comes of it all. The head: `tied`, it is the embedding's own matrix; `logit_cap` bends the
-    logits to cap * tanh(logits / cap). There is a last norm where `norm_first`.
+    `embed_norm` norms what comes of it all. The head: `tied`, it is the embedding's own matrix; `head_bias`, which only
+    a head of its own has, is added to the logits; `logit_cap` bends them to cap * tanh(logits / cap). There is a last
+    norm where `norm_first`.
     """
 
     vocab: int = 50_257
@@ -54,6 +55,7 @@ class DecoderConfig:
     rotary_dim: int | None = None
     rotary_scaling: RotaryScaling | None = None
     tied: bool = True
+    head_bias: bool = False
 
     def __post_init__(self) -> None:
         for name, most in (("vocab", 10_000_000), ("context", 1_000_000_000), ("embed_dim", 1_000_000)):
@@ -68,6 +70,8 @@ class DecoderConfig:
             raise ConfigError(f"position_offset={self.position_offset} is out of range; it must be 0 to 1000000")
         if self.position_offset and self.position != "learned":
             raise ConfigError(f"position_offset={self.position_offset} is for learned positions only")
+        if self.head_bias and self.tied:
+            raise ConfigError("head_bias is for a head of its own; set tied=False")
         self.stack  # noqa: B018  its own checks
 
     @property
@@ -117,7 +121,7 @@ def _tensors(c: DecoderConfig) -> _Shapes:
     if c.norm_first:
         yield from _norm(c, "stack.norm", c.dim)
     if not c.tied:
-        yield from _linear("head", c.vocab, c.embed_width, False)
+        yield from _linear("head", c.vocab, c.embed_width, c.head_bias)
 
 
 def _layer(c: DecoderConfig, block: str) -> _Shapes:

@@ -137,8 +137,14 @@ def _write_rotary(config: DecoderConfig) -> dict[str, Any]:
 ROTARY = Joint({"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"}, _read_rotary, _write_rotary)
 
 
-def partly_rotary(share: float, write: Callable[[DecoderConfig], Published]) -> Joint[DecoderConfig]:
-    """Rotary positions of which `share` of each head turns where a file does not say it."""
+def partly_rotary(share: float, base: str = "rope_theta", part: str = "partial_rotary_factor") -> Joint[DecoderConfig]:
+    """Rotary positions that turn `share` of each head where a file does not say it; `base` and `part` are written."""
+
+    def write(config: DecoderConfig) -> Published:
+        rotary = _write_rotary(config)
+        width = config.stack.rotary_width / config.stack.head_width
+        return {base: rotary["rope_theta"], part: width, "rope_scaling": rotary["rope_scaling"]}
+
     return Joint(ROTARY.keys, partial(_read_rotary, share=share), write)
 
 

@@ -24,10 +24,11 @@ from qkv.weights.load import Model, export_weights
 from qkv.weights.marian import MARIAN
 from qkv.weights.megatron import BLOOM, FALCON, NEOX
 from qkv.weights.opt import OPT
+from qkv.weights.phi import PHI
 from qkv.weights.t5 import T5
 
 _ROWS: tuple[Family[Any], ...] = (
-    *(GPT2, GPT_NEO, BLOOM, LLAMA, MISTRAL, QWEN2, QWEN3, NEOX, FALCON, OPT, GEMMA, GEMMA2),  # decoders
+    *(GPT2, GPT_NEO, BLOOM, LLAMA, MISTRAL, QWEN2, QWEN3, NEOX, FALCON, PHI, OPT, GEMMA, GEMMA2),  # decoders
     *(DISTILBERT, ALBERT, BERT, ROBERTA),  # encoders
     *(MARIAN, T5),  # encoder-decoders
 )

@@ -92,12 +92,6 @@ def _neox_table(config: DecoderConfig) -> Table:
     return Table([*ends, *rows(_layer(config, "attention"), "stack.blocks.{}.", "gpt_neox.layers.{}.")], masks)
 
 
-def _write_neox(config: DecoderConfig) -> Published:
-    rotary = ROTARY.write(config)
-    share = config.stack.rotary_width / config.stack.head_width
-    return {"rotary_emb_base": rotary["rope_theta"], "rotary_pct": share, "rope_scaling": rotary["rope_scaling"]}
-
-
 NEOX = DecoderFamily(
     architecture="GPTNeoXForCausalLM",
     keys=Keys(
@@ -109,7 +103,7 @@ NEOX = DecoderFamily(
     ),
     values={"activation": "gelu", "position": "rotary", "parallel": True, "tied": False},
     table=_neox_table,
-    joints=(partly_rotary(0.25, _write_neox),),
+    joints=(partly_rotary(0.25, "rotary_emb_base", "rotary_pct"),),
     aliases={"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"},
 )
 

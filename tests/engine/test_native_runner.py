@@ -144,6 +144,7 @@ FLIPPED = {
     "norm_eps": [{"norm_eps": 0.1}],
     "shared_norm": [{"shared_norm": True, "parallel": True}],
     "embed_dim": [{"embed_dim": 32}],
+    "head_bias": [{"head_bias": True, "tied": False}],
     "scale": [{"scale": 0.5}],
     "windows": [{"windows": (None, 9)}],
     "position": [{"position": "none"}, ROTARY, {"position": "alibi"}],

@@ -32,6 +32,8 @@ KINDS = {
     "gpt_neox": {"position": "rotary", "rotary_dim": 4, "parallel": True, "activation": "gelu", "tied": False},
     "falcon": {"position": "rotary", "parallel": True, "shared_norm": True, "activation": "gelu", "kv_heads": 1}
     | dict.fromkeys(("bias", "attention_bias", "out_bias"), False),
+    "phi": {"position": "rotary", "rotary_dim": 4, "parallel": True, "shared_norm": True, "tied": False}
+    | {"head_bias": True},
     "opt": {"position_offset": 2, "activation": "relu"},
     "gemma": {**RMS, **GEMMA},
     "gemma2": {**RMS, **GEMMA, "post_norm": True, "score_cap": 5.0, "scale": 0.25, "windows": (4, None)},
@@ -164,6 +166,11 @@ IMPOSSIBLE = {
         ({"bias": "no"}, "bias='no' is not true or false"),
         ({"ffn_hidden_size": None, "hidden_size": HUGE}, "hidden_size=1000000000000 is out of range"),
     ],
+    "phi": [
+        ({"tie_word_embeddings": True}, "head_bias is for a head of its own; set tied=False"),
+        ({"partial_rotary_factor": 0.4}, "rotary_dim=3 must be even and at most the head's width, 8"),
+        ({"num_key_value_heads": 3}, "kv_heads=3 does not divide heads=2"),
+    ],
     "opt": [
         ({"word_embed_proj_dim": 0}, "embed_dim=0 is out of range"),
         ({"enable_bias": "yes"}, "bias='yes' is not true or false"),
@@ -224,6 +231,7 @@ NOT_OURS = [  # real keys of real checkpoints that mean something else than what
     ("falcon", {"alibi": True}),
     ("falcon", {"multi_query": False}),
     ("falcon", {"parallel_attn": False}),
+    ("phi", {"qk_layernorm": True}),
     ("opt", {"layer_norm_elementwise_affine": False}),
     ("opt", {"_remove_final_layer_norm": True}),
     ("gemma", {"use_bidirectional_attention": True}),

@@ -26,7 +26,8 @@ KINDS = {
     "parallel": {"position": "rotary", "rotary_dim": 4, "parallel": True},
     "none": {"position": "none"},
     "capped": {"score_cap": 1.0, "logit_cap": 2.0, "post_norm": True, "norm": "rms_unit_offset", "scaled": True},
-    "shared norm": {"position": "rotary", "parallel": True, "shared_norm": True, "out_bias": False},
+    "shared norm": {"position": "rotary", "parallel": True, "shared_norm": True, "out_bias": False}
+    | {"tied": False, "head_bias": True},
     "narrow": {"embed_dim": 16, "norm_first": False, "position_offset": 2, "embed_norm": True, "tied": False},
 }
 

@@ -145,6 +145,11 @@ DECODERS = {  # name -> transformers' model_type and what its configuration has 
         "falcon",
         FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True, "tie_word_embeddings": False},
     ),
+    "phi": ("phi", SHAPE),
+    "phi, grouped": (
+        "phi",
+        SHAPE | {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.25}},
+    ),
     "opt": ("opt", OPT),
     "opt, unbiased": ("opt", OPT | {"enable_bias": False, "tie_word_embeddings": False, "activation_function": "gelu"}),
     "opt 350m": ("opt", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 24}),

@@ -82,6 +82,10 @@ def one_norm_for_both(model, monkeypatch):
         block.ffn_norm = None
 
 
+def no_head_bias(model, monkeypatch):
+    model.head.bias = None
+
+
 def activation(model, monkeypatch):
     for block in model.stack.blocks:
         block.ffn.activation = F.relu if model.config.gated else F.gelu
@@ -160,7 +164,7 @@ def no_last_norm(model, monkeypatch):
 
 
 EVERYWHERE = [scale, one_post_norm, activation, unmasked, padding_is_seen]
-FALCON = [scale, unmasked, padding_is_seen, tanh_activation, rotary_base, new_token_off_by_one]
+ONE_NORM = [scale, unmasked, padding_is_seen, rotary_base, new_token_off_by_one]
 MUTATIONS = {
     "gpt2": [*EVERYWHERE, learned_positions_off_by_one, padding_counts, one_after_the_other],
     "gpt-neo": [*EVERYWHERE, window_one_too_wide, windows_in_the_other_layers],
@@ -170,9 +174,11 @@ MUTATIONS = {
     "llama 3": [*EVERYWHERE, rotary_base, rotary_unscaled, key_value_groups_swapped],
     "mistral": [*EVERYWHERE, rotary_base, key_value_groups_swapped, window_one_too_wide],
     "qwen 3": [*EVERYWHERE, rotary_base, key_value_groups_swapped, no_head_norm],
-    "falcon 7b": [*FALCON, norms_apart],
-    "falcon 11b": [*FALCON, norms_apart, key_value_groups_swapped],
-    "falcon 40b": [*FALCON, one_norm_for_both, one_after_the_other, key_value_groups_swapped],
+    "falcon 7b": [*ONE_NORM, tanh_activation, norms_apart],
+    "falcon 11b": [*ONE_NORM, tanh_activation, norms_apart, key_value_groups_swapped],
+    "falcon 40b": [*ONE_NORM, tanh_activation, one_norm_for_both, one_after_the_other, key_value_groups_swapped],
+    "phi": [*ONE_NORM, activation, norms_apart, all_of_each_head_turns, no_head_bias],
+    "phi, grouped": [rotary_base, all_of_each_head_turns, key_value_groups_swapped],
     "opt": [*EVERYWHERE, learned_positions_off_by_one, padding_counts, no_last_norm],
     "opt 350m": [*EVERYWHERE, learned_positions_off_by_one, no_last_norm],
     "gemma": [*EVERYWHERE, unscaled_embeddings, gains_are_whole, rotary_base],
