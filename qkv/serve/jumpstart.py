@@ -38,6 +38,12 @@ MAX_MADE = 1000  # of each: models, configurations, endpoints
 MAX_OBJECTS, MAX_OBJECT_BYTES = 256, 256 << 20  # that are kept; the oldest goes first
 
 TASKS = {"pictures": "txt2img", "text": "textgeneration", "embeddings": "textembedding", "translation": "translation"}
+WORDS = {  # to search for
+    "pictures": "Text to Image",
+    "text": "Text Generation",
+    "embeddings": "Text Embedding",
+    "translation": "Machine Translation",
+}
 # Ids in the public notebooks, and what they are for.
 NOTEBOOKS = {
     "model-txt2img-stabilityai-stable-diffusion-v2-1-base": "pictures",
@@ -132,7 +138,7 @@ class Estate:
         if verb == "Create":
             return self._create(kind, name, said)
         if name not in made:
-            raise NotFoundError(f"Could not find {_SAID[kind]} {quoted(name)}.")
+            raise NotFoundError(f"Could not find {_SAID[kind]} {name!r}.")
         if verb == "Delete":
             del made[name]
             return {}
@@ -141,7 +147,7 @@ class Estate:
     def _create(self, kind: str, name: str, said: Plain) -> Plain:
         made = self._made[kind]
         if name in made:
-            raise InputError(f"Cannot create already existing {_SAID[kind]} {quoted(name)}.")
+            raise InputError(f"Cannot create already existing {_SAID[kind]} {name!r}.")
         if len(made) >= MAX_MADE:
             raise InputError(f"there are {MAX_MADE} of these already; delete some")
         whom = Target()
@@ -238,14 +244,15 @@ def error(failure: Failure) -> Response:
 async def metadata(bucket: str, key: str, request: Request) -> Response:
     """JumpStart's list of models, and what it says of each."""
     names: Names = request.app.state.rooms.names
-    rows = [header(id, version) for id in ids(names) for version in _versions(id)]
+    listed = ids(names)
+    rows = [header(id, version, kind) for id, (kind, _) in listed.items() for version in _versions(id)]
     if key == "models_manifest.json":
         return _given(to_json(rows))
     if key == "proprietary-sdk-manifest.json":
         return _given(to_json(rows[:1]))  # none is; but the SDK looks into the first
     for row in rows:
         if row["spec_key"] == key:
-            return _given(to_json(spec(row["model_id"], row["version"], ids(names)[row["model_id"]])))
+            return _given(to_json(spec(row["model_id"], row["version"], listed[row["model_id"]])))
     raise NotFoundError(f"there is no {quoted(key)} in JumpStart's bucket here")
 
 
@@ -300,9 +307,9 @@ def _versions(id: str) -> tuple[str, ...]:
     return VERSIONS if id in NOTEBOOKS else VERSIONS[:1]
 
 
-def header(id: str, version: str) -> Plain:
+def header(id: str, version: str, kind: str) -> Plain:
     """A row of the manifest."""
-    words = [id.split("-")[1], {"pictures": "Text to Image"}.get(NOTEBOOKS.get(id, ""), "Text Generation")]
+    words = [TASKS[kind], WORDS[kind]]
     about = {"model_id": id, "version": version, "min_version": "2.0.0", "search_keywords": words}
     return about | {"spec_key": f"qkv/{id}/{version}.json"}
 

@@ -31,13 +31,11 @@ came["pictures"] = len(response["generated_images"])
 came["prompt"] = response["prompt"]
 
 # %%
-from sagemaker.deserializers import JSONDeserializer
 from sagemaker.serializers import IdentitySerializer, JSONSerializer
 
-predictor.deserializer = JSONDeserializer(accept="application/json;jpeg")
-came["jpeg"] = predictor.predict(payload)["generated_images"][0][:4]
-predictor.serializer = IdentitySerializer("application/x-text")
-came["text alone"] = sorted(predictor.predict("a dog in a suit"))
+came["jpeg"] = predictor.predict(payload, {"Accept": "application/json;jpeg"})["generated_images"][0][:4]
+predictor.serializer = IdentitySerializer()
+came["text alone"] = sorted(predictor.predict("a dog in a suit", {"ContentType": "application/x-text"}))
 predictor.serializer = JSONSerializer()
 
 # %%
@@ -60,4 +58,4 @@ came["stream"] = b"".join(predictor.predict_stream(payload | {"stream": True})).
 predictor.delete_model()
 predictor.delete_endpoint()
 
-print(json.dumps(came))
+print(f"\n{json.dumps(came)}")  # behind the dashes of `deploy`
