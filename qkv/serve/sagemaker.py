@@ -156,12 +156,12 @@ def _texts(payload: Payload) -> tuple[list[str], bool]:
 
 async def _draw(request: Request, payload: Payload, whom: Target) -> Answer:
     rooms: Rooms = request.app.state.rooms
-    value = payload.value if payload.text is None else {"prompt": payload.text}
+    value, file = payload.value if payload.text is None else {"prompt": payload.text}, _file_kind(payload.accept)
     events = await until_gone(request, rooms.draw(picture_wish(value, files=payload.files), whom.model))
     found = await until_gone(request, _all(events))
     warnings = [*found[0].warnings, *unknown(payload.value, DRAWN)]
-    if payload.accept.startswith("image/"):
-        return await rooms.beside(lambda: _file(found, payload.accept, warnings))
+    if file is not None:
+        return await rooms.beside(lambda: _file(found, file, warnings))
     jpeg = "jpeg" in payload.accept.partition(";")[2]
     pictures = await rooms.beside(lambda: [_pixels(picture, jpeg) for picture in found])
     if payload.text is not None:
@@ -170,11 +170,18 @@ async def _draw(request: Request, payload: Payload, whom: Target) -> Answer:
     return {"generated_images": pictures, "prompt": value["prompt"], "seeds": seeds}, warnings
 
 
-def _file(found: Sequence[Picture], accept: str, warnings: Sequence[str]) -> Answer:
-    """The first picture as a file."""
+def _file_kind(accept: str) -> str | None:
+    """The kind of file that a picture is to be, if it is to be one. InputError."""
     kind = accept.removeprefix("image/").partition(",")[0]
+    if not accept.startswith("image/"):
+        return None
     if kind not in ("png", "jpeg", "webp"):
         raise InputError(f"Accept={quoted(accept)} is not image/png, image/jpeg or image/webp")
+    return kind
+
+
+def _file(found: Sequence[Picture], kind: str, warnings: Sequence[str]) -> Answer:
+    """The first picture as a file."""
     data = found[0].png() if kind == "png" else encoded(found[0].image, kind)
     more = [f"one-picture: {len(found)} were drawn, image/{kind} has room for the first"] if len(found) > 1 else []
     return Response(data, media_type=f"image/{kind}"), [*warnings, *more]

@@ -78,7 +78,7 @@ def test_pictures_as_files(ask, runtime) -> None:
     answer = ask("tiny", DRAWN, JPEG)
     image = Image.open(io.BytesIO(base64.b64decode(answer["generated_images"][0])))
     assert (image.format, image.size) == ("JPEG", (32, 32))
-    told = runtime.invoke_endpoint(EndpointName="tiny", Body=json.dumps(DRAWN), Accept="image/png")
+    told = runtime.invoke_endpoint(EndpointName="tiny", Body=json.dumps(DRAWN), Accept="image/png, */*")
     assert told["ContentType"] == "image/png"
     assert told["Body"].read() == ours()[0].png()
 
@@ -358,6 +358,8 @@ def test_what_cannot_be_is_a_model_error(runtime, ask, name: str) -> None:
 def test_a_content_type_that_is_not_read(runtime, ask) -> None:
     with pytest.raises(runtime.exceptions.ModelError, match="text/csv"):
         ask("small", "a,b", kind="text/csv")
+    with pytest.raises(runtime.exceptions.ModelError, match="image/gif"):
+        ask("tiny", DRAWN, accept="image/gif")
     with pytest.raises(runtime.exceptions.ModelError, match="UTF-8"):
         runtime.invoke_endpoint(EndpointName="small", Body=b"\xff\xfe", ContentType="application/x-text")
 
