@@ -167,6 +167,17 @@ def entry(folder: Path) -> Path:
     raise NotFoundError(f"{folder} holds {len(files)} models; name one of its files: {names}")
 
 
+def kind_of(name_or_path: str | Path) -> str:
+    """What a known model is for, or one that is here, by its publisher's own files; "other" if nothing says so."""
+    text = os.fspath(name_or_path)
+    if isinstance(name_or_path, str) and (row := SHIPPED.get(text) or KNOWN.get(text)):
+        return row.kind
+    path = here(name_or_path)
+    if path is None or path.is_file():
+        return "text" if path and path.suffix == ".gguf" else "other"
+    return str(_json(path / SOURCE).get("kind") or _kind(path)) if is_model(path) else "other"
+
+
 def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 

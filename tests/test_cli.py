@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -408,6 +409,24 @@ def test_help_and_the_package_import_no_torch(tmp_path: Path) -> None:
 
 def test_version(qkv: Callable[..., Ran]) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", qkv("--version").out)
+
+
+@pytest.mark.parametrize("group", [(), ("eval",)])
+def test_without_a_command_it_says_which_there_are(qkv: Callable[..., Ran], group: tuple[str, ...]) -> None:
+    ran = qkv(*group)
+    assert ran == qkv(*group, "--help")
+    assert (ran.code, ran.err) == (0, "")
+    assert "\nCommands:\n" in ran.out
+
+
+def test_ctrl_c_while_it_starts(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    root = Path(__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    ran = subprocess.run([sys.executable, "-m", "qkv"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (130, "")
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"]["qkv"] == "qkv.__main__:main"  # what `python -m qkv` runs
 
 
 def test_ctrl_c_leaves_whole_pictures_only(tiny: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qkv import registry
+from qkv import cli, registry
 from qkv.errors import InputError, NotFoundError
 
 INDEX = '{"_class_name": "StableDiffusionPipeline"}'
@@ -153,6 +153,35 @@ def test_remove_takes_a_link_and_not_what_it_points_to(home: Path, tmp_path: Pat
     assert real.is_dir()
     assert not (home / "models" / "linked").exists()
     shutil.rmtree(real)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["draw", "a", "--model", "smollm2"], "smollm2 is a model for text, where one for pictures is needed"),
+        (["export", "help-en-de", "copy"], "help-en-de is a model for translation, where one for pictures"),
+        (["chat", "a", "--model", "emblem"], "emblem is a model for pictures, where one for text is needed"),
+        (["complete", "a", "--model", "minilm"], "minilm is a model for embeddings, where one for text is needed"),
+        (["translate", "a", "--model", "emblem"], "emblem is a model for pictures, where one for translation"),
+        (["write", "a", "--model", "help-en-de"], "help-en-de is a model for translation, where one for writing"),
+        (["fill", "[MASK]", "--model", "emblem"], "emblem is a model for pictures, where one for fill is needed"),
+        (["embed", "a", "--model", "emblem"], "is a model for pictures, where one for embeddings or fill is needed"),
+        (["search", "a", __file__, "--model", "smollm2"], "is a model for text, where one for embeddings or fill"),
+        (["draw", "a", "--model", "a.gguf"], "a.gguf is a model for text, where one for pictures is needed"),
+        (["chat", "a", "--model", "here"], "here is a model for pictures, where one for text is needed"),
+    ],
+)
+def test_a_model_of_another_kind_is_named_before_it_is_fetched(
+    words: list[str], said: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.gguf").write_bytes(b"GGUF")
+    place(Path(), "here").rename("here")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    err = capsys.readouterr().err
+    assert (ended.value.code, err.count("\n")) == (2, 1)
+    assert said in err
 
 
 @pytest.mark.parametrize("variables", [{"QKV_HOME": "/a"}, {"XDG_CACHE_HOME": "/b"}, {"HOME": "/c"}])

@@ -102,7 +102,10 @@ def main(arguments: Sequence[str] | None = None, *, app: typer.Typer = app, name
 
 
 def _complain(error: Exception) -> int:
-    """One line on stderr; the exit code."""
+    """One line on stderr; the exit code. A group of commands of which none was named tells what there is."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.ctx.get_help())  # type: ignore[attr-defined]
+        return 0
     code = 2
     if isinstance(error, QkvError):
         text = str(error)

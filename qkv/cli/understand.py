@@ -103,7 +103,8 @@ def _given(texts: list[str]) -> list[str]:
         return texts
     found = [line for line in lines if line.strip()]
     if not found:
-        raise InputError("there is no text in it; give a file with a text on each line")
+        name = "the input" if texts == ["-"] else shorten(texts[0])
+        raise InputError(f"there is no text in {name}; give a file with a text on each line")
     if len(found) < len(lines):
         warn((f"{len(lines) - len(found)} of {len(lines)} lines are empty and have no vector",))
     return found

@@ -38,16 +38,21 @@ SCRATCH = ".pull-"  # how the folders begin whose contents are not kept
 GGUF = b"GGUF"  # a file's first four bytes
 
 
-def find(name_or_path: str | Path, *, offline: bool = False, progress: bool | None = None) -> Path:
+def find(name_or_path: str | Path, *kinds: str, offline: bool = False, progress: bool | None = None) -> Path:
     """The folder of a model, or its `.gguf` file if that is all of it.
 
     A string is a name from `qkv models`, a folder or .gguf file, a known name or a hub id; what is not here is
-    fetched, unless `offline`. A Path is never fetched. `progress`: None is a bar if stderr is a terminal.
+    fetched, unless `offline`. A Path is never fetched. `kinds`: what it may be for, as `qkv models` says it; another
+    kind is an InputError, before anything is fetched. `progress`: None is a bar if stderr is a terminal.
     Raises NotFoundError, CheckpointError, OutputError, MissingDependencyError.
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise InputError(f"model={quoted(name_or_path)} is no name, folder or file")
     text = os.fspath(name_or_path)
+    found = registry.kind_of(name_or_path)
+    if kinds and found not in (*kinds, "other"):
+        name, wanted = shorten(registry.label(name_or_path)), " or ".join(kinds)
+        raise InputError(f"{name} is a model for {found}, where one for {wanted} is needed; `qkv models` lists them")
     if path := registry.here(name_or_path):
         return _opened(path)
     if isinstance(name_or_path, str):

@@ -50,7 +50,7 @@ def load(model: str | Path = "emblem", *, device: str = "auto", dtype: str = "au
 
 def load_drawer(name_or_folder: str | Path, where: Where) -> Drawer:
     """As `load`, with the defaults and the fingerprint that the model's folder has."""
-    path, device = find(name_or_folder).absolute(), devices.find_device(where.device)
+    path, device = find(name_or_folder, "pictures").absolute(), devices.find_device(where.device)
     dtype = devices.find_dtype(where.dtype, device)
     return models.get(What("pictures", path), Where.of(device, dtype), lambda: _load(path, device, dtype))
 

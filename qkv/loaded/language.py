@@ -175,7 +175,7 @@ def load_language(
     if threads is not None:
         whole("threads", threads, 1, MAX_THREADS)
     name, lora = (model.model, Path(model.lora).absolute()) if isinstance(model, Adapted) else (model, None)
-    path = find(name if name is not None else registry.DEFAULTS["text"], offline=offline).absolute()
+    path = find(name if name is not None else registry.DEFAULTS["text"], "text", offline=offline).absolute()
     if lora is not None and not lora.is_dir():
         raise NotFoundError(f"there is no folder {shorten(str(lora))!r} with an adapter; name the one that PEFT wrote")
     asked = Where(device=device, dtype=dtype, threads=threads, memory=memory)

@@ -85,7 +85,7 @@ def load_ready(
 
     Raises NotFoundError, CheckpointError, ConfigError, and InputError if it does not translate into `to`.
     """
-    path = as_folder(find(model, offline=offline) if model is not None else _any(to)).absolute()
+    path = as_folder(find(model, "translation", offline=offline) if model is not None else _any(to)).absolute()
     torch_device = devices.find_device(device)
     narrow = devices.find_small_dtype(dtype, torch_device)
     ready = models.get(

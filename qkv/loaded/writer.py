@@ -39,7 +39,7 @@ class Writer:
 
 def load_writer(model: str | Path | None = None, *, where: Where = AUTO, offline: bool = False) -> Writer:
     """The model of that name or in that folder, or one that is here. NotFoundError, CheckpointError, ConfigError."""
-    path = as_folder(find(model, offline=offline) if model is not None else _any()).absolute()
+    path = as_folder(find(model, "writing", offline=offline) if model is not None else _any()).absolute()
     place = devices.find_device(where.device)
     dtype = devices.find_small_dtype(where.dtype, place)
     return models.get(What("writing", path), Where.of(place, dtype), lambda: _load(path, place, dtype))

@@ -175,7 +175,8 @@ def load_embedder(
     NotFoundError, CheckpointError, ConfigError, InputError.
     """
     torch_device = devices.find_device(device)
-    path = as_folder(find(model if model is not None else registry.DEFAULTS["embeddings"], offline=offline)).absolute()
+    name = registry.DEFAULTS["embeddings"] if model is None else model
+    path = as_folder(find(name, "embeddings", "fill", offline=offline)).absolute()
     precision = devices.find_dtype(dtype, torch_device)
     return models.get(
         What("embeddings", path), Where.of(torch_device, precision), lambda: _load(path, torch_device, precision)

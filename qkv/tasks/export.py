@@ -22,7 +22,7 @@ def export(model: str | Path, folder: str | Path, *, dtype: str | None = None) -
 
     Raises OutputError if there is something at `folder` already, and what reading the model raises.
     """
-    source, folder = find(model), Path(folder)
+    source, folder = find(model, "pictures"), Path(folder)
     if os.path.lexists(folder):
         raise OutputError(f"cannot write {folder}: it is already there; give a new name")
     precision = None if dtype is None else find_dtype(dtype, torch.device("cpu"))

@@ -142,7 +142,9 @@ def load_filler(
     NotFoundError, CheckpointError (also if it has no head for masked tokens), ConfigError, InputError.
     """
     torch_device = devices.find_device(device)
-    path = as_folder(find(model if model is not None else registry.DEFAULTS["fill"], offline=offline)).absolute()
+    path = as_folder(
+        find(model if model is not None else registry.DEFAULTS["fill"], "fill", offline=offline)
+    ).absolute()
     precision = find_precision(dtype, torch_device)
     return models.get(
         What("fill", path), Where.of(torch_device, precision), lambda: _load(path, torch_device, precision)

@@ -69,7 +69,7 @@ class Start:
 
 def open_start(name: str, dtype: torch.dtype) -> Start:
     """A model by its name, folder or GGUF file. NotFoundError; CheckpointError, also without a chat template."""
-    path = find(name)
+    path = find(name, "text")
     if path.suffix == ".gguf":
         metadata = open_gguf(path).metadata
         tokenizer, template = LanguageTokenizer.from_gguf(metadata), ChatTemplate.from_gguf(metadata)

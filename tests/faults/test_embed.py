@@ -1,12 +1,13 @@
 """Texts that cannot be, and folders of encoders that are broken or hostile: one clear line each."""
 
+import io
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
 
+from qkv import cli
 from qkv.cli.shared import named_file
 from qkv.errors import CheckpointError, ConfigError, InputError, NotFoundError
 from qkv.models.bert import MaskedBert
@@ -193,7 +194,7 @@ COMMANDS = [
     (["embed", ""], "text 1 of 1 is empty"),
     (["embed", "a", "-o", "vectors.txt"], "end the name in .npy or .jsonl"),
     (["embed", "{binary}"], "it is binary, not text"),
-    (["embed", "{empty}"], "there is no text in it"),
+    (["embed", "{empty}"], "there is no text in"),
     (["embed", "{folder}"], "is a folder; name a file in it"),
     (["embed", "nothing.txt"], "there is no file 'nothing.txt'"),
     (["embed", "/dev/zero"], "it is not a regular file"),
@@ -206,17 +207,19 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), COMMANDS)
-def test_one_line_and_2(arguments, message, folder, tmp_path):
+def test_one_line_and_2(arguments, message, folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "binary").write_bytes(b"\0\1")
     (tmp_path / "empty").write_bytes(b"\n\n")
     paths = {"binary": tmp_path / "binary", "empty": tmp_path / "empty", "folder": tmp_path}
     given = [word.format(**paths) for word in arguments]
-    command = [sys.executable, "-m", "qkv", *given, "--model", folder]
-    done = subprocess.run(command, input="a\0b", capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\0b")))
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*given, "--model", str(folder)])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", ["x" * 300, "a dog " * 1000, "a\0b", "dog.", "and/or", "a dog, in ./here.txt"])
