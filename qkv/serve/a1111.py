@@ -126,7 +126,9 @@ class TextBody(BaseModel):
             return None
         known = wishes.web_uis_sampler(name, schedule)
         if known is None and schedule not in ("", "Automatic"):
-            raise InputError(f"scheduler={quoted(self.scheduler)} does not go with sampler {name} here; use automatic")
+            raise InputError(
+                f"scheduler={quoted(self.scheduler)} does not go with sampler {quoted(name)} here; use automatic"
+            )
         return known or name
 
     def warnings(self) -> list[str]:
@@ -139,7 +141,7 @@ class TextBody(BaseModel):
             if value and value not in _IDLE.get(name, ()) and (name in _UNHEARD or name in _IDLE):
                 found.append(f"{name}={quoted(value)}")
             elif not (name in (*_REFUSED, *_UNHEARD, *_IDLE) or name in _SILENT or name.startswith("hr_")):
-                found.append(name)
+                found.append(quoted(name))
         if self.eta not in (None, 0, 1) and self.sampler() != "ddim":
             found.append(f"eta={self.eta:g}")
         return [f"ignored: {', '.join(found[:10])} changed nothing"] if found else []
@@ -283,7 +285,8 @@ async def _answer(
         warnings.append(f"interrupted: {len(found)} of {wish.pictures} pictures are done")
     info = _info(found, asked, warnings)
     images = [] if asked.send_images is False else [base64_text(file) for file in files]
-    about = asked.model_dump(exclude=set() if asked.include_init_images else {"init_images", "mask"})
+    said = asked.model_dump(exclude=set() if asked.include_init_images else {"init_images", "mask"})
+    about = json.loads(json.dumps(said), parse_constant=lambda _: None)  # NaN came in, and may not go out
     return Json({"images": images, "parameters": about, "info": json.dumps(info), "warnings": warnings})
 
 

@@ -86,6 +86,8 @@ class EditBody(ImageBody):
         for name in ("image", "mask"):
             if len(files.get(name, ())) > 1 or (name == "image" and name not in files):
                 raise InputError(f"there are {len(files.get(name, ()))} files {name}; one is what is edited")
+        if odd := sorted(files.keys() - {"image", "mask"}):
+            raise InputError(f"there is a file {quoted(odd[0])}; only image and mask are files")
         image = opened("image", files["image"][0], alpha=True)
         mask = transparent(image)
         if given := files.get("mask"):
