@@ -23,8 +23,9 @@ from lab.scenes.captions import caption
 from lab.scenes.dataset import Scenes
 from lab.scenes.imagine import COLOURS
 from lab.scenes.places import PLACES
-from lab.scenes.scene import Actor, Event, Scene
+from lab.scenes.scene import Actor, Event, Scene, concepts
 from qkv.config import build
+from qkv.errors import InputError
 
 SEED = 20260115
 TOLD = {"place": 1.0, "condition": 0.0, "painting": 1.0, "style": 0.0}
@@ -116,8 +117,9 @@ class Sets:
         return rows
 
     def of_prompt(self, prompt: Prompt, seeds: int) -> list[Asked]:
-        """A prompt of the table, drawn with the seeds 1, 2 ..., one of 100 captions."""
-        scenes = [prompt.scene(turn) for turn in range(seeds)]
+        """A prompt of the table, drawn with the seeds 1, 2 ..., one of 100 captions. InputError if it asks for what no
+        scene shows."""
+        scenes = [self._housed(prompt.scene(turn)) for turn in range(seeds)]
         return [
             Asked(
                 prompt=prompt.text,
@@ -129,6 +131,14 @@ class Sets:
             )
             for turn, scene in enumerate(scenes)
         ]
+
+    def _housed(self, scene: Scene) -> Scene:
+        """The scene in a style of the house that training sees its things in."""
+        drawn = self.scenes.vocabulary.drawn
+        styles = [style for style in HOUSE if all((style, key) in drawn for key in concepts(scene))]
+        if not styles:
+            raise InputError(f"no scene shows all of {sorted(concepts(scene))} in {' or '.join(HOUSE)}; ask for others")
+        return scene if scene.style in styles else replace(scene, style=styles[0])
 
     def real(self, asked: Sequence[Asked]) -> npt.NDArray[np.uint8]:
         """A real picture of each scene, (N, 128, 128, 3)."""

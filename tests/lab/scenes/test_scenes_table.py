@@ -105,6 +105,22 @@ def test_the_prompts_say_what_they_show(words):
     assert "count" not in slots["dogs playing poker"]
 
 
+def test_a_prompt_for_what_training_never_sees(scenes, sets, words):
+    """A cell that is held out: the picture is drawn in the house's other style. A concept that is: an error."""
+    panda = next(row for row in prompts() if "panda" in row.text)
+
+    def without(*cells):
+        drawn = replace(words, drawn=words.drawn - {(style, "1F43C") for style in cells})
+        made = Sets(replace(scenes, vocabulary=drawn))
+        object.__setattr__(made, "questions", sets.questions)
+        return made
+
+    assert {one.scene.style for one in without("noto").of_prompt(panda, 8)} == {"gradient"}
+    assert {one.scene.style for one in without().of_prompt(panda, 8)} == {"noto", "gradient"}
+    with pytest.raises(InputError, match="1F43C"):
+        without("noto", "gradient").of_prompt(panda, 1)
+
+
 def test_held_out_rows_are_held_out(sets):
     assert all(held_out(one.scene) == set() for one in sets.of_kinds(frozenset(), 20))
     for name in measure.KINDS:
