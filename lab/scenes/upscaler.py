@@ -114,7 +114,7 @@ def soften(picture: Picture, rng: np.random.Generator, blur: float | None = None
         blur = max(0.0, rng.uniform(-0.3, 1.2))
     if blur == 0:
         return picture
-    blotches = rng.standard_normal(picture.shape, np.float32) * 18 * blur * rng.random()
+    blotches = rng.standard_normal(picture.shape, np.float32) * 8 * blur * rng.random()
     noisy = (picture + blotches).clip(0, 255).astype(np.uint8)
     return np.asarray(Image.fromarray(noisy).filter(ImageFilter.GaussianBlur(blur)))
 
