@@ -26,7 +26,7 @@ from qkv.models.vae import VAE
 from qkv.train.loop import Result
 from qkv.train.recipes import Context
 from qkv.weights.folder import Folder
-from qkv.weights.unet import load_unet
+from qkv.weights.unet import UNET
 
 SHOWN = (  # the README's six prompts, and what else the mix is about
     "a photo of an astronaut riding a horse on mars",
@@ -68,7 +68,7 @@ def train(recipe: Recipe, context: Context) -> Result[TrainedDrawer]:
     check_encoder(begun.vae, recipe.scenes)
     begun = replace(begun, vae=fold(begun.vae, pool.channels).to(context.device))
     if recipe.lender is not None:
-        lend(begun.unet, load_unet(Folder(recipe.lender), dtype=torch.float32))
+        lend(begun.unet, UNET.load(Folder(recipe.lender), UNet, "unet", dtype=torch.float32))
     with batches(recipe, pool) as source:
         return fit_drawer(recipe, context, begun, source, pool.held(), SHOWN, facts={"channels": pool.channels})
 

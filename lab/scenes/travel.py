@@ -18,7 +18,7 @@ from qkv.atomic import replacing
 from qkv.fetch.npm import fetch
 from qkv.weights.diffusers import save_component
 from qkv.weights.folder import Folder
-from qkv.weights.vae import load_vae, published_vae
+from qkv.weights.vae import AUTOENCODER, load_vae
 
 WANTED = (
     *("icons.json", "chars.json", "assets/*.webp"),
@@ -35,7 +35,7 @@ def pack(autoencoder: Path, path: Path) -> None:
         for name, source in packages():
             archive.add(source, f"home/data/packages/{name}")
         with TemporaryDirectory() as scratch:
-            save_component(Path(scratch) / "vae", published_vae(vae), dtype=torch.float16)
+            save_component(Path(scratch) / "vae", AUTOENCODER.export(vae), dtype=torch.float16)
             archive.add(scratch, "autoencoder")
 
 
