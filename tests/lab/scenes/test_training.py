@@ -22,7 +22,7 @@ from qkv.models.vae import VAE, VAEConfig
 from qkv.text.tokenizer import train_tokenizer
 from qkv.train.recipes import run
 from qkv.weights.diffusers import load_latent_diffusion, save_component
-from qkv.weights.vae import published_vae
+from qkv.weights.vae import AUTOENCODER
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 FIT = ["fit.log_every=1", "fit.save_every=2", "fit.optim.warmup=1", "batch=8", "house=1"]
@@ -67,7 +67,7 @@ def home(scenes, words, world, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(draft.sprites, "load", lambda **_: scenes.sprites)
     monkeypatch.setattr(draft.vocabulary, "load", lambda _: words)
     vae = autoencoder()
-    save_component(tmp_path / "ae/vae", published_vae(vae))
+    save_component(tmp_path / "ae/vae", AUTOENCODER.export(vae))
     latents.encode(vae, scenes, tmp_path / "latents", 12, progress=False)
     latents.encode_drawings(vae, data.pictures, tmp_path / "latents", progress=False)
     tokenizer = train_tokenizer([scenes.caption(number, mix.Random(number)) for number in range(50)], 600)
@@ -120,7 +120,7 @@ def test_diffusers_opens_what_comes_out(home):
 
 
 def test_latents_of_another_autoencoder_are_refused(home):
-    save_component(home / "other/vae", published_vae(VAE(autoencoder().config)))
+    save_component(home / "other/vae", AUTOENCODER.export(VAE(autoencoder().config)))
     parts = [f'scenes="{home}/latents"', f'autoencoder="{home}/other"', f'clip="{home}/clip"', *SMALL, "fit.steps=1"]
     with pytest.raises(InputError, match="another autoencoder's"):
         run(RECIPES / "scenes-unet.toml", [*FIT, *parts], folder=home / "unet", progress=False)

@@ -11,7 +11,7 @@ from qkv.fetch.npm import Package, fetch
 from qkv.models.vae import VAE, VAEConfig
 from qkv.weights.diffusers import save_component
 from qkv.weights.folder import Folder
-from qkv.weights.vae import load_vae, published_vae
+from qkv.weights.vae import AUTOENCODER, load_vae
 
 INTEGRITY = "sha512-" + base64.b64encode(bytes(64)).decode()
 PINS = [Package(name=name, version="1.0.0", integrity=INTEGRITY, bytes=1) for name in ("@icons/a", "names")]
@@ -31,7 +31,7 @@ def test_an_archive_that_is_enough(monkeypatch, tmp_path):
     monkeypatch.setattr(travel.dataset, "table", lambda: SimpleNamespace(sets=works[:1], names=works[1]))
     torch.manual_seed(0)
     vae = VAE(VAEConfig(latent_channels=2, dims=(4, 4), layers=1, groups=2, sample_size=16))
-    save_component(tmp_path / "ae/vae", published_vae(vae))
+    save_component(tmp_path / "ae/vae", AUTOENCODER.export(vae))
 
     travel.pack(tmp_path / "ae", tmp_path / "all.tar.xz")
     with tarfile.open(tmp_path / "all.tar.xz") as archive:

@@ -18,7 +18,7 @@ from qkv.models.vae import VAE, VAEConfig
 from qkv.train import recipes
 from qkv.weights.diffusers import save_component
 from qkv.weights.upscaler import load_upscaler
-from qkv.weights.vae import published_vae
+from qkv.weights.vae import AUTOENCODER
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "scenes-upscaler.toml"
 TINY = ["model.dim=8", "model.layers=1", "pictures=2", "crops=2", "crop=16", "fit.steps=3"]
@@ -102,7 +102,7 @@ def run(folder, *changes, resume=False):
 
 def test_the_recipe_trains_resumes_and_is_measured(little, tmp_path):
     vae = VAE(VAEConfig(dims=(8, 8, 8, 8), layers=1, groups=4, sample_size=128))
-    save_component(tmp_path / "ae" / "vae", published_vae(vae))
+    save_component(tmp_path / "ae" / "vae", AUTOENCODER.export(vae))
     through = f'autoencoder="{tmp_path}/ae"'
     whole = run(tmp_path / "whole", through, "fit.sample_every=3", "fit.save_every=2")
     records = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
