@@ -88,10 +88,7 @@ class Embedder:
 
     def read(self, texts: Sequence[str], kind: Kind = "prefix") -> tuple[list[list[int]], int]:
         """The tokens of each text, and how many texts were cut. InputError names an empty one."""
-        for number, text in enumerate(texts, 1):
-            if not isinstance(text, str) or not text.strip():
-                what = "is empty" if isinstance(text, str) else f"is no text but {type(text).__name__}"
-                raise InputError(f"text {number} of {len(texts)} {what}; give texts with words in them")
+        check_texts(texts)
         given = [self.prompt(kind) + (text.lower() if self.config.lower else text) for text in texts]
         read = self.tokenizer.encode_batch(given)
         long = [row for row, ids in enumerate(read) if len(ids) > self.context]
@@ -127,6 +124,14 @@ class Embedder:
             return self.config.warnings
         said = f"{cut} of {texts} texts have more than {self.context} tokens; only their beginnings were read"
         return (*self.config.warnings, said)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """InputError names a text without words."""
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str) or not text.strip():
+            what = "is empty" if isinstance(text, str) else f"is no text but {type(text).__name__}"
+            raise InputError(f"text {number} of {len(texts)} {what}; give texts with words in them")
 
 
 def _behind(states: torch.Tensor, unpooled: int) -> torch.Tensor | None:

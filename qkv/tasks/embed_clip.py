@@ -20,7 +20,7 @@ from PIL import Image
 
 from qkv import device as devices
 from qkv import registry
-from qkv.errors import CheckpointError, InputError
+from qkv.errors import CheckpointError
 from qkv.fetch.pull import find
 from qkv.index.vectors import Vectors
 from qkv.loaded import models
@@ -32,7 +32,7 @@ from qkv.models.clip import CLIP
 from qkv.models.packed import place
 from qkv.models.preprocess import Preprocess
 from qkv.pictures.files import to_rgb
-from qkv.tasks.embed import stacks
+from qkv.tasks.embed import check_texts, stacks
 from qkv.text.tokenizer import Tokenizer
 from qkv.weights import open_clip
 from qkv.weights.clip import load_clip, unknown_keys
@@ -95,10 +95,7 @@ class ClipEmbedder:
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Read:
         """N texts as (N, P), of length 1. InputError names an empty one."""
-        for number, text in enumerate(texts, 1):
-            if not isinstance(text, str) or not text.strip():
-                what = "is empty" if isinstance(text, str) else f"is no text but {type(text).__name__}"
-                raise InputError(f"text {number} of {len(texts)} {what}; give texts with words in them")
+        check_texts(texts)
         read = [self.tokenizer.encode(text) for text in texts]
         cut = sum(len(ids) > self._room for ids in read)
         vectors = np.empty((len(texts), self.dim), np.float32)

@@ -17,7 +17,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from qkv.errors import CheckpointError, InputError, OutputError, shorten
+from qkv.atomic import write_file
+from qkv.errors import CheckpointError, InputError, shorten
 from qkv.text.language import MAX_TEXT
 from qkv.text.language_files import Told, complete, read_folder, read_told, tokens_of
 from qkv.text.vocabulary import MAX_ID, Added, backend_token
@@ -162,12 +163,8 @@ class BertTokenizer:
 
     def save(self, folder: str | Path) -> None:
         """The files that it was read from, as they were. OutputError."""
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            for name, text in self.files.items():
-                (Path(folder) / name).write_text(text, encoding="utf-8", newline="")
-        except OSError as error:
-            raise OutputError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+        for name, text in self.files.items():
+            write_file(Path(folder) / name, text.encode())
 
     def encode(self, text: str, *, masks: bool = False) -> list[int]:
         """The ids of a text, with both ends. With `masks` its spellings of the mask are masks.

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qkv.errors import CheckpointError, InputError, OutputError, unknown
+from qkv.atomic import write_file
+from qkv.errors import CheckpointError, InputError, unknown
 from qkv.text.language import MAX_TEXT, LanguageTokenizer
 from qkv.untrusted import read_json, read_text
 
@@ -67,10 +68,7 @@ class ChatTemplate:
 
     def save(self, folder: str | Path) -> None:
         """Beside the tokenizer, where transformers looks for it. OutputError."""
-        try:
-            (Path(folder) / _FILE).write_text(self.source, encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise OutputError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+        write_file(Path(folder) / _FILE, self.source.encode())
 
     def encode(
         self,

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qkv.errors import CheckpointError, InputError, MissingDependencyError, OutputError, shorten
+from qkv.atomic import write_file
+from qkv.errors import CheckpointError, InputError, MissingDependencyError, shorten
 from qkv.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -71,13 +72,9 @@ class Pieces:
 
     def save(self, folder: Path) -> None:
         """Writes `source.spm`, `target.spm` and `vocab.json`. Raises OutputError."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, model in zip(FILES, self.models):
-                (folder / name).write_bytes(model)
-            (folder / FILES[2]).write_text(json.dumps(self.ids, ensure_ascii=False, indent=0), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+        vocabulary = json.dumps(self.ids, ensure_ascii=False, indent=0).encode()
+        for name, data in zip(FILES, (*self.models, vocabulary)):
+            write_file(folder / name, data)
 
 
 def read_pieces(source: bytes, target: bytes, vocabulary: bytes) -> Pieces:

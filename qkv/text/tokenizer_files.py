@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qkv.errors import CheckpointError, OutputError, shorten
+from qkv.atomic import write_file
+from qkv.errors import CheckpointError, shorten
 from qkv.published import Keys
 from qkv.text.language_files import ADDED, CONFIG, MAP, complete, read_told, tokens_of
 from qkv.text.vocabulary import Added, read_vocab
@@ -107,12 +108,8 @@ def write_files(files: Files, folder: Path) -> None:
         }
         texts[ADDED] = json.dumps({token.content: token.id for token in files.added}, ensure_ascii=False)
     texts |= {CONFIG: json.dumps(config, indent=2, ensure_ascii=False), MAP: json.dumps(control, indent=2)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise OutputError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+    for name, text in texts.items():
+        write_file(folder / name, text.encode())
 
 
 def _registered(files: Files, control: Mapping[str, str]) -> list[Added]:

@@ -15,7 +15,8 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from qkv.errors import CheckpointError, OutputError, shorten
+from qkv.atomic import write_file
+from qkv.errors import CheckpointError, shorten
 from qkv.text.gguf_pieces import piece_merges, piece_rules
 from qkv.text.words import Rules, gguf_rules
 from qkv.untrusted import read_json, read_text
@@ -185,12 +186,8 @@ def write_folder(vocabulary: Vocabulary, folder: Path) -> None:
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False),
         "generation_config.json": json.dumps({"eos_token_id": sorted(vocabulary.stops)}, indent=2),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text + "\n", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise OutputError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+    for name, text in texts.items():
+        write_file(folder / name, f"{text}\n".encode())
 
 
 def backend_token(token: Added) -> tokenizers.AddedToken:

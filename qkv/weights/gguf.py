@@ -61,7 +61,7 @@ class GGUF:
     tensors: Mapping[str, Blocks]
 
 
-class _Entry(NamedTuple):
+class _TensorInfo(NamedTuple):
     name: str
     kind: str
     shape: tuple[int, ...]
@@ -151,7 +151,7 @@ class _Reader:
         return name
 
 
-def _read_header(reader: _Reader) -> tuple[dict[str, object], list[_Entry], int]:
+def _read_header(reader: _Reader) -> tuple[dict[str, object], list[_TensorInfo], int]:
     """Metadata, tensors and where their bytes start. ValueError says what is wrong."""
     if (magic := reader.bytes(4)) != b"GGUF":
         raise ValueError(f"it begins with {magic!r}, not with b'GGUF'")
@@ -223,7 +223,7 @@ def _numbers(reader: _Reader, kind: int, count: int, key: str) -> np.ndarray[tup
     return np.frombuffer(data, dtype)
 
 
-def _entry(reader: _Reader) -> _Entry:
+def _entry(reader: _Reader) -> _TensorInfo:
     name = reader.name()
     dimensions = reader.number("<I")
     if not 1 <= dimensions <= 4:
@@ -237,10 +237,10 @@ def _entry(reader: _Reader) -> _Entry:
     if sizes[0] % block.numbers or 0 in sizes:
         raise ValueError(f"tensor {shorten(name)!r} has rows of {sizes[0]}, which {kind} cannot hold")
     length = math.prod(sizes) // block.numbers * block.bytes
-    return _Entry(name, kind, sizes[::-1], begin, begin + length)
+    return _TensorInfo(name, kind, sizes[::-1], begin, begin + length)
 
 
-def _check_places(entries: list[_Entry], size: int) -> None:
+def _check_places(entries: list[_TensorInfo], size: int) -> None:
     """No tensor reaches past the end or into another. Gaps are alignment, and hide nothing that is ever read."""
     position = 0
     for entry in sorted(entries, key=lambda entry: entry.begin):

@@ -163,7 +163,7 @@ def test_saving_and_loading(rules: Rules, tmp_path: Path) -> None:
 
 def test_nowhere_to_save(tokenizer: LanguageTokenizer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot make the folder"):
         tokenizer.save(tmp_path / "file" / "folder")
 
 
