@@ -103,7 +103,7 @@ def _joined(part: GGUF, count: object) -> GGUF:
 
 
 def _open(path: Path) -> GGUF:
-    def read(file: BinaryIO, size: int) -> tuple[dict[str, object], list[_Entry], int]:
+    def read(file: BinaryIO, size: int) -> tuple[dict[str, object], list[_TensorInfo], int]:
         try:
             metadata, entries, start = _read_header(_Reader(file, size))
             _check_places(entries, size - start)
