@@ -19,7 +19,7 @@ from lab.emblem.splits import fraction
 from lab.judge.facts import said
 from lab.judge.questions import Questions, fair
 from lab.scenes import render
-from lab.scenes.captions import caption
+from lab.scenes.captions import HOUSE, caption
 from lab.scenes.dataset import Scenes
 from lab.scenes.imagine import COLOURS
 from lab.scenes.places import PLACES
@@ -30,7 +30,6 @@ from qkv.errors import InputError
 SEED = 20260115
 TOLD = {"place": 1.0, "condition": 0.0, "painting": 1.0, "style": 0.0}
 SIDES = {"en": ("left", "right"), "de": ("links", "rechts"), "fr": ("gauche", "droite"), "zh-hant": ("左", "右")}
-HOUSE = ("noto", "gradient")  # what a prompt without a style is drawn in
 
 Facts = dict[str, str]
 
