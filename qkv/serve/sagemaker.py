@@ -209,24 +209,28 @@ async def _write(request: Request, payload: Payload, whom: Target) -> Answer:
     given = value if "inputs" not in value else _parameters(value)
     asked, warnings = options(given)
     warnings += unknown(value, _SAID) if "inputs" in value else []
+    if value.get("stream") and (several or asked.get("n", 1) != 1):
+        raise InputError("a stream is of one text; send one and ask for one, or no stream")
     wishes = await _wishes(request, texts, given, asked, whom)
-    full = bool(given.get("return_full_text"))
+    fronts = texts if given.get("return_full_text") else [""] * len(texts)
     if value.get("stream"):
-        if several:
-            raise InputError("inputs is a list, and a stream is of one text; send one, or no stream")
         events = await until_gone(request, request.app.state.rooms.write(wishes[0], whom.model))
-        return server_sent(_tokens(events, texts[0] if full else ""), _broken), warnings
+        return server_sent(_tokens(events, fronts[0]), _broken), warnings
     found = await _written(request, wishes, whom)
-    fronts = texts if full else [""] * len(texts)
-    rows = [[(front + text.text, text) for text in done.texts] for front, done in zip(fronts, found)]
     warnings += [warning for done in found for warning in done.warnings]
+    rows = [[(front + text.text, text) for text in done.texts] for front, done in zip(fronts, found)]
+    return _worded(rows, payload, given, whom), warnings
+
+
+def _worded(rows: Sequence[Sequence[tuple[str, Text]]], payload: Payload, given: Plain, whom: Target) -> Any:
+    """What was written for each input, in the words of the container that the payload is for."""
     if payload.text is not None:
-        return {"generated_text": rows[0][0][0]}, warnings
-    if "inputs" not in value:
-        return {"generated_texts": [text for row in rows for text, _ in row]}, warnings
+        return {"generated_text": rows[0][0][0]}
+    if "inputs" not in payload.value:
+        return {"generated_texts": [text for row in rows for text, _ in row]}
     word = "generation" if whom.llama else "generated_text"
     answers = [[{word: text} | _details(one, given) for text, one in row] for row in rows]
-    return answers if several else answers[0], warnings
+    return answers if isinstance(payload.value["inputs"], list) else answers[0]
 
 
 def _parameters(value: Plain) -> Plain:
@@ -266,6 +270,9 @@ async def _wishes(
 
 
 async def _written(request: Request, asked: Sequence[ChatRequest | CompleteRequest], whom: Target) -> list[Completion]:
+    if len(asked) > (most := request.app.state.rooms.settings.texts):
+        raise InputError(f"there are {len(asked):,} texts; at most {most} are written at once, send fewer")
+
     async def all_of_them() -> list[Completion]:
         begun = [await request.app.state.rooms.write(wish, whom.model) for wish in asked]
         return [await alast(events) for events in begun]

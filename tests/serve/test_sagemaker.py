@@ -331,6 +331,8 @@ BAD = {
     "no image": ("tiny", DRAWN | {"strength": 0.5}, "there is a strength, but no image"),
     "strength": ("tiny", DRAWN | {"image": [[[1, 2, 3]] * 8] * 8, "strength": 2}, "strength=2"),
     "inputs": ("small", {"inputs": 5}, "no inputs"),
+    "many": ("small", {"inputs": ["x"] * 200}, "there are 200 texts; at most 128"),
+    "streams": ("small", {"inputs": ["x", "y"], "stream": True}, "a stream is of one text"),
     "parameters": ("small", {"inputs": "x", "parameters": 5}, "parameters=5 is no object"),
     "tokens": ("small", {"inputs": "x", "parameters": {"max_new_tokens": -1}}, "max_tokens=-1"),
     "ngrams": ("small", {"text_inputs": "x", "no_repeat_ngram_size": 2}, "no_repeat_ngram_size=2"),
