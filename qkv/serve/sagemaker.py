@@ -270,7 +270,7 @@ async def _wishes(
 
 
 async def _written(request: Request, asked: Sequence[ChatRequest | CompleteRequest], whom: Target) -> list[Completion]:
-    if len(asked) > (most := request.app.state.rooms.settings.texts):
+    if len(asked) > max(1, most := request.app.state.rooms.settings.texts):
         raise InputError(f"there are {len(asked):,} texts; at most {most} are written at once, send fewer")
 
     async def all_of_them() -> list[Completion]:

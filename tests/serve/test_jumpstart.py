@@ -1,5 +1,6 @@
 """SageMaker's control calls and JumpStart's objects, by boto3; the SDK itself runs in tests/clients/."""
 
+import functools
 import json
 
 import boto3
@@ -13,14 +14,17 @@ from qkv.serve.jumpstart import MAX_OBJECTS, NOTEBOOKS, Objects
 ALIAS = "model-txt2img-stabilityai-stable-diffusion-v2-1-base"
 
 
-@pytest.fixture(scope="module")
-def clients(serve):
-    def make(service: str):
-        config = Config(region_name="us-east-1", retries={"max_attempts": 0})
-        keys = {"aws_access_key_id": "anybody", "aws_secret_access_key": "x"}
-        return boto3.client(service, endpoint_url=serve().address, config=config, **keys)
+@functools.cache  # making them costs more than asking them
+def _clients(address: str):
+    config = Config(region_name="us-east-1", retries={"max_attempts": 0})
+    keys = {"aws_access_key_id": "anybody", "aws_secret_access_key": "x"}
+    services = ("sagemaker", "sagemaker-runtime", "s3")
+    return {name: boto3.client(name, endpoint_url=address, config=config, **keys) for name in services}
 
-    return {service: make(service) for service in ("sagemaker", "sagemaker-runtime", "s3")}
+
+@pytest.fixture
+def clients(live):
+    return _clients(live.address)
 
 
 def make(control, name: str, model: str | None) -> None:

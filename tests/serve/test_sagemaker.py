@@ -1,6 +1,7 @@
 """boto3, unchanged, against a live server: what SageMaker's endpoints and containers answer, in every shape."""
 
 import base64
+import functools
 import io
 import itertools
 import json
@@ -31,9 +32,14 @@ def client(address: str, service: str = "sagemaker-runtime", key: str = "anybody
     return boto3.client(service, endpoint_url=address, aws_access_key_id=key, aws_secret_access_key="x", config=config)
 
 
-@pytest.fixture(scope="module")
-def runtime(serve):
-    return client(serve().address)
+@functools.cache  # making one costs more than asking it
+def _runtime(address: str):
+    return client(address)
+
+
+@pytest.fixture
+def runtime(live):
+    return _runtime(live.address)
 
 
 @pytest.fixture
