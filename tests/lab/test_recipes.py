@@ -75,7 +75,8 @@ def test_the_recipes_make_a_model_that_draws(home: Path) -> None:
     run(recipes / "emblem-clip.toml", [*FIT, *small_clip], folder=runs / "clip", progress=False)
 
     parts = [f'autoencoder="{runs}/vae/model"', f'clip="{runs}/clip/model"', "model.memory_dim=32", "freeze=[]"]
-    sketch = [*parts[:2], "components=8", "texts=4", "fit.steps=30"]
+    rarely = ["fit.steps=30", "fit.save_every=30", "fit.sample_every=10"]  # each time the curves are drawn
+    sketch = [*parts[:2], "components=8", "texts=4", *rarely]
     run(recipes / "emblem-draft.toml", [*FIT, *sketch], folder=runs / "draft", progress=False)
     rows = [json.loads(line) for line in (runs / "draft/metrics.jsonl").open()]
     wrong = [row["patches"] for row in rows if "patches" in row]
@@ -109,7 +110,7 @@ def test_the_recipes_make_a_model_that_draws(home: Path) -> None:
     assert torch.equal(met.clip.text.token.weight, made.model.text.token.weight.half().float())
     assert not torch.equal(met.clip.text.project.weight, fresh.project.weight)
 
-    spoken = [f'clip="{runs}/unet/model"', 'languages=["de"]', "english=0", "fit.steps=40", "fit.optim.lr=2e-3"]
+    spoken = [f'clip="{runs}/unet/model"', 'languages=["de"]', "english=0", *rarely, "fit.steps=40", "fit.optim.lr=2e-3"]
     taught = run(recipes / "emblem-languages.toml", [*FIT, *spoken], folder=runs / "languages", progress=False)
     rows = map(json.loads, (runs / "languages/metrics.jsonl").open())
     said = [row["unseen_de"] for row in rows if "unseen_de" in row]

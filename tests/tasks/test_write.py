@@ -168,7 +168,7 @@ def test_no_tokenizer(tmp_path):
     with pytest.raises(CheckpointError, match="neither tokenizer.json nor spiece.model"):
         Unigram.load(tmp_path)
     (tmp_path / "spiece.model").write_bytes(b"no model")
-    with pytest.raises(CheckpointError, match="spiece.model cannot be read"):
+    with pytest.raises(CheckpointError, match="spiece.model.* cannot be read"):
         Unigram.load(tmp_path)
 
 
