@@ -38,7 +38,7 @@ def squares(**_: object) -> EmblemData:
     return EmblemData(pictures=pictures, items=items)
 
 
-FIT = ["fit.steps=2", "fit.log_every=1", "fit.sample_every=1", "fit.save_every=1", "fit.optim.warmup=1", "batch=4"]
+FIT = ["fit.steps=2", "fit.log_every=1", "fit.sample_every=2", "fit.save_every=1", "fit.optim.warmup=1", "batch=4"]
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_the_recipes_make_a_model_that_draws(home: Path) -> None:
     assert not torch.equal(drafted.stack.norm.weight, read_text(runs / "clip/model")[0].stack.norm.weight)
 
     parts[1] = f'clip="{runs}/draft/model"'
-    small_unet = ["model.dims=[16, 16, 32]", "model.heads=[2, 2, 2]", "model.groups=8"]
+    small_unet = ["model.dims=[16, 16, 32]", "model.heads=[2, 2, 2]", "model.groups=8", "drawing.steps=2"]
     made = run(recipes / "emblem-unet.toml", [*FIT, *parts, *small_unet], folder=runs / "unet", progress=False)
     assert made.steps == 2
     assert len(list((home / "home/data/latents").glob("*.npy"))) == 1
@@ -94,7 +94,14 @@ def test_the_recipes_make_a_model_that_draws(home: Path) -> None:
     assert picture.image.size == (128, 128)
     assert picture.settings.guidance == 4  # the recipe's, not Stable Diffusion's 7.5
 
-    again = [*FIT, "fit.steps=1", f'start="{runs}/unet/model"', "fit.optim.optimizer=muon", 'freeze=["text"]']
+    again = [
+        *FIT,
+        "fit.steps=1",
+        "drawing.steps=2",
+        f'start="{runs}/unet/model"',
+        "fit.optim.optimizer=muon",
+        'freeze=["text"]',
+    ]
     on = run(recipes / "emblem-unet.toml", again, folder=runs / "on", progress=False).model
     assert torch.equal(on.text.token.weight, made.model.text.token.weight.half().float())  # frozen, from fp16 weights
     assert not torch.equal(on.unet.enter.weight, made.model.unet.enter.weight.half().float())
@@ -110,7 +117,14 @@ def test_the_recipes_make_a_model_that_draws(home: Path) -> None:
     assert torch.equal(met.clip.text.token.weight, made.model.text.token.weight.half().float())
     assert not torch.equal(met.clip.text.project.weight, fresh.project.weight)
 
-    spoken = [f'clip="{runs}/unet/model"', 'languages=["de"]', "english=0", *rarely, "fit.steps=40", "fit.optim.lr=2e-3"]
+    spoken = [
+        f'clip="{runs}/unet/model"',
+        'languages=["de"]',
+        "english=0",
+        *rarely,
+        "fit.steps=40",
+        "fit.optim.lr=2e-3",
+    ]
     taught = run(recipes / "emblem-languages.toml", [*FIT, *spoken], folder=runs / "languages", progress=False)
     rows = map(json.loads, (runs / "languages/metrics.jsonl").open())
     said = [row["unseen_de"] for row in rows if "unseen_de" in row]
