@@ -10,7 +10,7 @@ from qkv.errors import ConfigError
 from qkv.models.decoder import Decoder
 from qkv.models.decoder_config import DecoderConfig
 from qkv.models.residual import Residual
-from qkv.train.muon import Muon, orthogonal
+from qkv.train.muon import Muon, _by_gram, _by_steps, orthogonal
 from qkv.train.optim import (
     OptimConfig,
     hidden_matrices,
@@ -53,6 +53,15 @@ def written_out(weight: Tensor, momentum: Tensor, gradient: Tensor, lr: float, m
         update = update.T
     size = 0.2 * max(weight.shape) ** 0.5
     return weight - lr * decay * weight - lr * size * update.float()
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 32), (2, 24, 200)])
+def test_steps_on_the_gram_matrix_are_the_same(shape: tuple[int, ...]) -> None:
+    """Of matrices whose columns differ a thousandfold: to 1e-4 of the singular values, which are about 1."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * torch.logspace(0, -3, shape[-1])
+    x = x / x.norm(dim=(-2, -1), keepdim=True)
+    assert torch.allclose(_by_gram(x), _by_steps(x), rtol=0, atol=1e-4)
+    assert torch.allclose(_by_gram(x.double()), _by_steps(x.double()), rtol=0, atol=1e-9)
 
 
 @pytest.mark.usefixtures("in_fp32")
