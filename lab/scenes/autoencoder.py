@@ -8,6 +8,7 @@ feature loss and a discriminator, which may follow once the plain losses no long
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from lab.emblem import dataset
 from lab.scenes.dataset import load
 from lab.scenes.render import KEPT, Picture
+from lab.scenes.workers import ahead
 from lab.train.batches import Draw, to_signed
 from qkv.models.vae import VAE, VAEConfig
 from qkv.pictures.sheet import contact_sheet, to_images
@@ -36,7 +38,7 @@ LOOKED_AT = 64  # pictures of each kind that a validation redraws
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """`start` is a folder of an autoencoder to go on from; `model` is ignored then. `crop` is the side of what a step
-    sees, `single` the share of single drawings."""
+    sees, `single` the share of single drawings. `workers` are the processes that draw; none: it draws itself."""
 
     model: VAEConfig = field(default_factory=VAEConfig)
     start: Path | None = None
@@ -44,6 +46,7 @@ class Recipe:
     crop: int = 64
     single: float = 0.25
     kl: float = 1e-6
+    workers: int | None = None
     fit: FitConfig
 
 
@@ -106,12 +109,7 @@ def beside(pictures: Tensor, redrawn: Tensor) -> Image:
 
 def train(recipe: Recipe, context: Context) -> Result[VAE]:
     """Trains it, or goes on; the model lies in `model/vae` of the run's folder."""
-    data, unseen = dataset.load(), held_out(LOOKED_AT)
-    items = [item for item in data.items if item.split == "train"]
-    drawn = Draw.of([item.row for item in items], [item.weight for item in items], recipe.batch, recipe.fit.seed)
-    singles = round(recipe.single * recipe.batch)
-    batches = Batches(load(recipe.fit.seed).picture, data.pictures, drawn, singles, min(recipe.crop, KEPT))
-
+    unseen = held_out(LOOKED_AT)
     torch.manual_seed(recipe.fit.seed)
     vae = load_vae(Folder(recipe.start)) if recipe.start else VAE(recipe.model)
     vae = vae.float().to(context.device)
@@ -128,17 +126,26 @@ def train(recipe: Recipe, context: Context) -> Result[VAE]:
         shown = torch.cat([held[:16] for held in unseen.values()])
         return beside(shown, redraw(vae, shown))
 
-    result = context.fit(
-        recipe,
-        vae,
-        batches,
-        objective,
-        facts={"model": vae.config},
-        samples=samples,
-        validate=validate,
-    )
+    with ahead(partial(_batches, recipe), recipe.workers or 1) as batches:
+        result = context.fit(
+            recipe,
+            vae,
+            batches,
+            objective,
+            facts={"model": vae.config},
+            samples=samples,
+            validate=validate,
+        )
     save_component(context.folder / "model" / "vae", AUTOENCODER.export(result.model))
     return result
+
+
+def _batches(recipe: Recipe) -> Batches:
+    data = dataset.load()
+    items = [item for item in data.items if item.split == "train"]
+    drawn = Draw.of([item.row for item in items], [item.weight for item in items], recipe.batch, recipe.fit.seed)
+    singles = round(recipe.single * recipe.batch)
+    return Batches(load(recipe.fit.seed).picture, data.pictures, drawn, singles, min(recipe.crop, KEPT))
 
 
 def measure(vae: VAE, count: int = 256) -> tuple[dict[str, float], Image]:
