@@ -14,8 +14,8 @@ from lab.emblem.items import Item, Words
 from lab.train import borrowing
 from lab.train.batches import Draw
 from lab.train.borrowing import LENDERS, TEMPERATURE, Borrowed, Borrowers
-from lab.train.draft import Batches, Draft, Drafter, Drafts, DraftSource, errors
-from lab.train.latents import Captioned
+from lab.train.draft import Batches, Draft, Drafter, Drafts, errors
+from lab.train.latents import Captioned, Source
 from qkv.errors import InputError
 from qkv.models.clip import TextConfig, TextTower
 from qkv.text.tokenizer import train_tokenizer
@@ -81,7 +81,7 @@ def captioned(items: list[Item]) -> Captioned:
     return Captioned(LATENTS, items, Draw.of(range(7), [1.0] * 7, 4, 0), Mix(foreign=0, unstyled=0))
 
 
-def batches(*sources: DraftSource, context: int) -> Batches:
+def batches(*sources: Source, context: int) -> Batches:
     drafts = Drafts.of(torch.from_numpy(LATENTS).float(), torch.ones(7), components=5, patch=2)
     tokenizer = train_tokenizer(["a wet otter, 3d style, flat style"] * 3, 600)
     return Batches(sources, drafts, tokenizer, context)
