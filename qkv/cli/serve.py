@@ -43,7 +43,6 @@ def serve(
         models={kind: name for kind, name in (("text", text), ("pictures", pictures)) if name is not None},
         aliases=dict(map(_alias, alias or ())),
         where=shared.where,
-        offline=shared.offline,
         log_json=log_json,
     )
     _fetch(settings.models.get("text"), offline=shared.offline)

@@ -74,10 +74,7 @@ class Desk:
 
     @staticmethod
     def of(request: Request) -> "Desk":
-        state = request.app.state
-        if not hasattr(state, "a1111"):
-            state.a1111 = Desk()
-        desk: Desk = state.a1111
+        desk: Desk = request.app.state.desk
         return desk
 
 
@@ -301,7 +298,7 @@ async def _draw(
         while seeds and not job.stopped:
             job.skipped, job.step = False, None
             events = await rooms.draw(dataclasses.replace(wish, count=len(seeds), seeds=tuple(seeds)), model)
-            async with aclosing(events) as each:  # type: ignore[type-var]
+            async with aclosing(events) as each:
                 async for event in each:
                     seeds = _note(job, event, found, seeds)
                     if job.stopped or job.skipped:

@@ -5,7 +5,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image
 
-from qkv.errors import BusyError, ConfigError, InputError, MissingDependencyError, NotFoundError, QkvError
+from qkv.errors import BusyError, ConfigError, InputError, MissingDependencyError, NotFoundError, QkvError, quoted
 from qkv.serve.journal import log, request_id
 
 T = TypeVar("T")
@@ -29,6 +29,17 @@ class Json(JSONResponse):
 
 def to_json(content: object) -> bytes:
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def warned(warnings: Sequence[str]) -> Plain:
+    """The part of an answer that says what was asked and could not be honoured as it was."""
+    return {"warnings": list(warnings)} if warnings else {}
+
+
+def unknown(names: Iterable[str]) -> list[str]:
+    """A warning for the fields of a request that are not known here, if there are any."""
+    odd = sorted(names)
+    return [f"unknown: {', '.join(map(quoted, odd[:10]))} changed nothing"] if odd else []
 
 
 class Failure(NamedTuple):
@@ -132,6 +143,3 @@ def encoded(image: Image.Image, kind: str = "png", quality: int = 90) -> bytes:
 
 def base64_text(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-Shape = Callable[[Failure], JSONResponse]  # a dialect's body for an error

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import ConfigDict
 
 from qkv.errors import InputError
-from qkv.serve.answers import Failure, Json, Plain, server_sent, until_gone
+from qkv.serve.answers import Failure, Json, Plain, server_sent, until_gone, warned
 from qkv.serve.openai import Body, message
 from qkv.serve.rooms import Rooms
 from qkv.tasks.chat import ChatRequest, prepare
@@ -81,7 +81,9 @@ async def messages(asked: MessagesBody, request: Request) -> Any:
         return server_sent(_stream(events, asked, id), body)
     done = await until_gone(request, alast(events))
     content = [{"type": "text", "text": done.text}]
-    return Json(_message(id, done.model, content, _reason(done, asked), done.usage) | _warnings(done, asked))
+    return Json(
+        _message(id, done.model, content, _reason(done), done.usage) | warned([*done.warnings, *asked.unknown()])
+    )
 
 
 def _message(id: str, model: str, content: list[Plain], reason: Plain, usage: tuple[int, int]) -> Plain:
@@ -90,15 +92,10 @@ def _message(id: str, model: str, content: list[Plain], reason: Plain, usage: tu
     return head | reason | {"usage": counted}
 
 
-def _reason(done: Completion, asked: MessagesBody) -> Plain:
-    """Why it ended. Which stop string it was is not said, only that there were some."""
+def _reason(done: Completion) -> Plain:
+    """Why it ended. Which stop string it was is not said."""
     reason = {"stop": "end_turn", "length": "max_tokens"}.get(done.finish, done.finish)
     return {"stop_reason": reason, "stop_sequence": None}
-
-
-def _warnings(done: Completion, asked: MessagesBody) -> Plain:
-    warnings = [*done.warnings, *asked.unknown()]
-    return {"warnings": warnings} if warnings else {}
 
 
 async def _stream(events: AsyncIterator[Piece | Completion], asked: MessagesBody, id: str) -> AsyncIterator[Plain]:
@@ -111,8 +108,8 @@ async def _stream(events: AsyncIterator[Piece | Completion], asked: MessagesBody
             continue
         yield {"type": "content_block_stop", "index": 0}
         counted = {"input_tokens": event.usage[0], "output_tokens": event.usage[1]}
-        said = _warnings(event, asked)
-        yield {"type": "message_delta", "delta": _reason(event, asked), "usage": counted} | said
+        said = warned([*event.warnings, *asked.unknown()])
+        yield {"type": "message_delta", "delta": _reason(event), "usage": counted} | said
     yield {"type": "message_stop"}
 
 

@@ -62,7 +62,7 @@ def make_app(settings: ServeSettings) -> ASGIApp:
     app = FastAPI(title="qkv", version=version("qkv"), lifespan=life, docs_url=None, redoc_url=None)
     app.state.rooms, app.state.journal, app.state.ready = rooms, journal, False
     app.state.jobs = Jobs(settings.folder or registry.home() / "jobs")
-    app.state.estate = jumpstart.Estate(rooms.names)
+    app.state.estate, app.state.desk = jumpstart.Estate(rooms.names), a1111.Desk()
     _gauges(rooms, journal)
     for router in (*(dialect.router for dialect in DIALECTS), *MORE):
         app.include_router(router)

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict
 
-from qkv.serve.answers import Json, Plain, server_sent, until_gone
+from qkv.serve.answers import Json, Plain, server_sent, until_gone, warned
 from qkv.serve.openai import Body, body
 from qkv.serve.rooms import Rooms
 from qkv.tasks.complete import CompleteRequest
@@ -63,8 +63,8 @@ async def infill(asked: InfillBody, request: Request) -> Any:
         read, written = done.usage
         why = {"stop": "eos", "length": "limit"}.get(done.finish, done.finish)
         counted = {"tokens_evaluated": read, "tokens_predicted": written, "stop": True, "stop_type": why}
-        warnings = [*done.warnings, *asked.unknown()]
-        return counted | {"model": done.model, "truncated": False} | ({"warnings": warnings} if warnings else {})
+        said = warned([*done.warnings, *asked.unknown()])
+        return counted | {"model": done.model, "truncated": False} | said
 
     async def lines() -> Any:
         async for event in events:

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 from qkv.errors import InputError, NotFoundError, quoted
 from qkv.loaded import models as loaded
 from qkv.registry import Model
-from qkv.serve.answers import Failure, Json, Plain, json_lines, until_gone
+from qkv.serve.answers import Failure, Json, Plain, json_lines, unknown, until_gone, warned
 from qkv.serve.openai import Body, message
 from qkv.serve.rooms import Rooms
 from qkv.tasks.chat import ChatRequest
@@ -67,9 +67,8 @@ class Asked(Body):
         known = {*_OURS, *_SAME, *(name for name, value in _IDLE.items() if given.get(name, value) == value)}
         odd = sorted(name for name in given if name not in known)
         theirs = [name for name in odd if name in _WHERE]
-        rest = [quoted(name) for name in odd if name not in _WHERE]
         found = [f"fixed: {', '.join(theirs)} is the server's to say"] if theirs else []
-        return [*found, *([f"unknown: {', '.join(rest[:10])} changed nothing"] if rest else []), *self.unknown()]
+        return [*found, *unknown(name for name in odd if name not in _WHERE), *self.unknown()]
 
 
 def _schema(given: str | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -148,11 +147,11 @@ async def _held(asked: Asked, request: Request, empty: Plain) -> Json:
     """An empty wish: the model is loaded, or let go."""
     rooms: Rooms = request.app.state.rooms
     name = rooms.names.find(asked.model, "text")
-    if _nothing(asked.keep_alive):
-        await rooms.beside(lambda: loaded.unload(name))
+    if leaves := _nothing(asked.keep_alive):
+        await _let_go(rooms, asked, name)
     else:
-        await until_gone(request, rooms.beside(lambda: rooms.language(name)))
-    reason = "unload" if _nothing(asked.keep_alive) else "load"
+        await until_gone(request, rooms.load(name))
+    reason = "unload" if leaves else "load"
     return Json(_head(name) | empty | {"done": True, "done_reason": reason})
 
 
@@ -166,12 +165,11 @@ def _head(model: str) -> Plain:
 
 async def _answered(asked: Asked, request: Request, wish: ChatRequest | CompleteRequest, shaped: Any) -> Any:
     rooms: Rooms = request.app.state.rooms
-    began = time.perf_counter_ns()
-    events = await until_gone(request, rooms.write(wish, asked.model))
+    name, began = rooms.names.find(asked.model, "text"), time.perf_counter_ns()
+    events = await until_gone(request, rooms.write(wish, name))
     loading = time.perf_counter_ns() - began
 
     async def lines() -> AsyncIterator[Plain]:
-        name = rooms.names.find(asked.model, "text")
         first = None
         async for event in events:
             first = first or time.perf_counter_ns()
@@ -184,7 +182,6 @@ async def _answered(asked: Asked, request: Request, wish: ChatRequest | Complete
     if asked.stream is None or asked.stream:
         return json_lines(lines(), body)
     done = await until_gone(request, alast(events))
-    name = rooms.names.find(asked.model, "text")
     await _let_go(rooms, asked, name)
     return Json(_head(name) | shaped(done.text) | _end(done, asked, began, loading, None))
 
@@ -201,9 +198,8 @@ def _end(done: Completion, asked: Asked, began: int, loading: int, first: int | 
     reading = max(0, (first or began + loading) - began - loading)
     times = {"total_duration": total, "load_duration": loading, "prompt_eval_duration": reading}
     times |= {"eval_duration": total - loading - reading}
-    warnings = [*done.warnings, *asked.warnings()]
     ended = {"done": True, "done_reason": done.finish, "prompt_eval_count": read, "eval_count": written}
-    return ended | times | ({"warnings": warnings} if warnings else {})
+    return ended | times | warned([*done.warnings, *asked.warnings()])
 
 
 class EmbedBody(Body):
@@ -226,9 +222,8 @@ async def embed(asked: EmbedBody, request: Request) -> Json:
     name, found = await until_gone(request, rooms.embed(texts, asked.model))
     if found.cut and asked.truncate is False:
         raise InputError(f"{found.warnings[-1]}; send shorter ones, or let them be cut (truncate)")
-    warnings = [*found.warnings, *asked.unknown()]
     answer = {"model": name, "embeddings": found.vectors.tolist(), "prompt_eval_count": sum(found.tokens)}
-    return Json(answer | ({"warnings": warnings} if warnings else {}))
+    return Json(answer | warned([*found.warnings, *asked.unknown()]))
 
 
 @router.post("/api/embeddings")

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from qkv.errors import InputError, quoted
-from qkv.serve.answers import Failure, Json, Plain, server_sent, until_gone
+from qkv.serve.answers import Failure, Json, Plain, server_sent, unknown, until_gone, warned
 from qkv.serve.rooms import Rooms
 from qkv.tasks.chat import ChatRequest
 from qkv.tasks.complete import CompleteRequest
@@ -53,8 +53,7 @@ class Body(BaseModel):
 
     def unknown(self) -> list[str]:
         """A warning for what is not known here."""
-        odd = sorted(self.model_extra or {})
-        return [f"unknown: {', '.join(map(quoted, odd[:10]))} changed nothing"] if odd else []
+        return unknown(self.model_extra or {})
 
 
 class Writing(Body):
@@ -164,9 +163,8 @@ def usage(done: Completion) -> Plain:
 
 def _said(done: Completion, asked: Body) -> Plain:
     """What a client should hear beside the answer, and the seed that gives it again."""
-    warnings = [*done.warnings, *asked.unknown()]
     seed = {} if done.seed is None else {"seed": done.seed}
-    return seed | ({"warnings": warnings} if warnings else {})
+    return seed | warned([*done.warnings, *asked.unknown()])
 
 
 async def _chat_chunks(
@@ -237,12 +235,7 @@ async def completions(asked: CompletionBody, request: Request) -> Any:
             raise InputError(f"{len(wishes)} prompts in one stream; send one prompt, or no stream")
         events = await until_gone(request, rooms.write(wishes[0], asked.model))
         return server_sent(_chunks(events, head, asked), body)
-
-    async def all_of_them() -> list[Completion]:
-        begun = [await rooms.write(wish, asked.model) for wish in wishes]  # they share the engine's steps
-        return [await alast(events) for events in begun]
-
-    found = await until_gone(request, all_of_them())
+    found = await until_gone(request, rooms.written(wishes, asked.model))
     texts = [text for done in found for text in done.texts]
     choices = [
         {"index": at, "text": text.text, "finish_reason": text.finish, "logprobs": _logprobs(text)}
@@ -310,9 +303,8 @@ async def embeddings(asked: EmbeddingBody, request: Request) -> Json:
         for at, vector in enumerate(vectors)
     ]
     read = sum(found.tokens)
-    warnings = [*found.warnings, *asked.unknown()]
     answer = {"object": "list", "model": name, "data": data, "usage": {"prompt_tokens": read, "total_tokens": read}}
-    return Json(answer | ({"warnings": warnings} if warnings else {}))
+    return Json(answer | warned([*found.warnings, *asked.unknown()]))
 
 
 def _written(vector: Any, form: str) -> str | list[float]:

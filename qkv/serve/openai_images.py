@@ -7,7 +7,6 @@ guidance_scale, sampler, and of an edit its strength.
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -19,20 +18,15 @@ from starlette.datastructures import UploadFile
 from qkv.errors import InputError, NotFoundError, quoted
 from qkv.pictures import request as wishes
 from qkv.pictures.picture import Picture
-from qkv.serve.answers import Json, Plain, base64_text, encoded, server_sent, until_gone
+from qkv.serve.answers import Json, Plain, base64_text, encoded, server_sent, until_gone, warned
 from qkv.serve.openai import Body, body
 from qkv.serve.rooms import Rooms, Step
 from qkv.serve.uploads import opened, transparent
 
 router = APIRouter(tags=["OpenAI"])
 MAX_PICTURES = 10  # of one request, as OpenAI's
-_SAID_ONLY = (
-    "quality",
-    "style",
-    "background",
-    "moderation",
-    "input_fidelity",
-)  # what a model of this kind has no word for
+# What a model of this kind has no word for.
+_SAID_ONLY = ("quality", "style", "background", "moderation", "input_fidelity")
 
 
 class ImageBody(Body):
@@ -137,24 +131,18 @@ async def _answer(asked: ImageBody, wish: wishes.Request, request: Request, kind
     rooms: Rooms = request.app.state.rooms
     if asked.response_format == "url":
         raise InputError("response_format=url: this server hands pictures over in the answer; ask for b64_json")
-    previews = (asked.partial_images or 0) if asked.stream else 0
-    events = await until_gone(request, rooms.draw(wish, asked.model, previews=previews))
     if asked.stream:
+        events = await until_gone(request, rooms.draw(wish, asked.model, previews=asked.partial_images or 0))
         return server_sent(_stream(rooms, events, asked, kind), body)
-
-    async def all_of_them() -> list[Picture]:
-        async with aclosing(events) as each:  # type: ignore[type-var]
-            return [event async for event in each if isinstance(event, Picture)]
-
-    found = await until_gone(request, all_of_them())
+    found = await until_gone(request, rooms.drawn(wish, asked.model))
     data = [{"b64_json": await _file(rooms, picture, asked), "seed": picture.seed} for picture in found]
     answer = {"created": int(time.time()), "data": data, "output_format": asked.output_format or "png"}
     return Json(answer | _said(found[0], asked))
 
 
 def _said(picture: Picture, asked: ImageBody) -> Plain:
-    warnings = [*picture.warnings, *asked.unknown(), *asked.ignored()]
-    return {"size": "{}x{}".format(*picture.settings.size)} | ({"warnings": warnings} if warnings else {})
+    said = warned([*picture.warnings, *asked.unknown(), *asked.ignored()])
+    return {"size": "{}x{}".format(*picture.settings.size)} | said
 
 
 async def _file(rooms: Rooms, picture: Picture, asked: ImageBody) -> str:

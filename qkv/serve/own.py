@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from qkv.errors import NotFoundError
 from qkv.loaded import models as loaded
 from qkv.pictures.picture import PUBLISHED_SAMPLERS
-from qkv.serve.answers import Json, Plain, until_gone
+from qkv.serve.answers import Json, Plain, until_gone, warned
 from qkv.serve.openai import Body
 from qkv.serve.rooms import Rooms
 
@@ -85,8 +85,7 @@ async def translate(asked: TranslateBody, request: Request) -> Json:
     warnings = dict.fromkeys([warning for each in several for line in each for warning in line.warnings])
     answer: Plain = {"text": said[0] if isinstance(asked.text, str) else said}
     answer["model"] = next((line.model for each in several for line in each), asked.model)
-    told = [*warnings, *asked.unknown()]
-    return Json(answer | ({"warnings": told} if told else {}))
+    return Json(answer | warned([*warnings, *asked.unknown()]))
 
 
 @router.get("/v1/memory")

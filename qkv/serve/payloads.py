@@ -1,6 +1,5 @@
 """The fields of SageMaker's payloads in the library's words: JumpStart's of pictures, transformers' of text."""
 
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ from PIL import Image
 
 from qkv.errors import InputError, quoted
 from qkv.pictures import request as wishes
-from qkv.serve.answers import Plain
+from qkv.serve.answers import Plain, unknown
 from qkv.serve.uploads import from_base64, opened
 
 _OURS = {"max_new_tokens": "max_tokens", "num_return_sequences": "n", "num_beams": "beams", "stop_sequences": "stop"}
@@ -41,20 +40,14 @@ def options(given: Plain) -> tuple[Plain, list[str]]:
         asked["temperature"] = 0.0
     elif given.get("do_sample") or "top_p" in asked or "top_k" in asked:
         asked.setdefault("temperature", 1.0)
-    return asked, unknown(given, (*_OURS, *_SAME, *_READ, *_IDLE))
+    return asked, unknown(given.keys() - {*_OURS, *_SAME, *_READ, *_IDLE})
 
 
-def unknown(given: Plain, known: Collection[str]) -> list[str]:
-    """A warning for the names that are not known."""
-    odd = sorted(str(name) for name in given if name not in known)
-    return [f"unknown: {', '.join(map(quoted, odd[:10]))} changed nothing"] if odd else []
-
-
-DRAWN = (
+DRAWN = {
     *("prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "seed", "eta"),
     *("num_images_per_prompt", "sampler", "image", "mask_image", "strength"),
     "batch_size",  # a picture is the same in any company
-)
+}
 
 
 def picture_wish(value: Plain, *, files: bool) -> wishes.Request:

@@ -7,9 +7,9 @@ translations come one after another. A client names a model by a name that is li
 import asyncio
 import contextvars
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
 from typing import NamedTuple, TypeVar
 
 from PIL import Image
@@ -32,7 +32,7 @@ from qkv.tasks.complete import CompleteRequest
 from qkv.tasks.draw import Progress, drawing
 from qkv.tasks.embed import Embeddings, Kind, load_embedder
 from qkv.tasks.translate import Translation, translating
-from qkv.writing.loop import Completion, Piece, awrite
+from qkv.writing.loop import Completion, Piece, alast, awrite
 
 T = TypeVar("T")
 JOB_PREVIEWS = 5  # of each picture of a job
@@ -44,6 +44,10 @@ class Step(NamedTuple):
 
     progress: Progress
     preview: Image.Image | None
+
+
+Texts = AsyncGenerator[Piece | Completion, None]
+Pictures = AsyncGenerator[Step | Picture, None]
 
 
 class Names:
@@ -131,13 +135,13 @@ class Rooms:
         """The model for text of that name, in memory."""
         return load_language(self.names.find(model, "text"), **vars(self.settings.where), offline=True)
 
-    async def write(self, wish: ChatRequest | CompleteRequest, model: str | None) -> AsyncIterator[Piece | Completion]:
+    async def write(self, wish: ChatRequest | CompleteRequest, model: str | None) -> Texts:
         """A text, piece by piece, at last the whole. All is checked, and in the engine's queue, when this returns."""
         return await _begun(self._writing(wish, model))
 
     async def _writing(
         self, wish: ChatRequest | CompleteRequest, model: str | None
-    ) -> AsyncIterator[Piece | Completion | None]:
+    ) -> AsyncGenerator[Piece | Completion | None, None]:
         def begin() -> AsyncIterator[Piece | Completion]:
             language = self.language(model)
             journal.note(model=language.name)
@@ -153,13 +157,24 @@ class Rooms:
                     journal.note(read=event.usage[0], written=event.usage[1])
                 yield event
 
-    async def draw(self, request: Request, model: str | None, *, previews: int = 0) -> AsyncIterator[Step | Picture]:
+    async def written(self, wishes: Sequence[ChatRequest | CompleteRequest], model: str | None) -> list[Completion]:
+        """Texts, whole; they share the engine's steps."""
+        async with AsyncExitStack() as leaving:  # one that is refused ends those that were taken
+            begun = [await leaving.enter_async_context(aclosing(await self.write(wish, model))) for wish in wishes]
+            return [await alast(events) for events in begun]
+
+    async def draw(self, request: Request, model: str | None, *, previews: int = 0) -> Pictures:
         """Pictures, step by step, with so many previews of each. All is checked when this returns."""
         return await _begun(self._drawing(request, model, previews))
 
+    async def drawn(self, request: Request, model: str | None) -> list[Picture]:
+        """Pictures, whole."""
+        async with aclosing(await self.draw(request, model)) as events:
+            return [event async for event in events if isinstance(event, Picture)]
+
     async def _drawing(
         self, request: Request, model: str | None, previews: int
-    ) -> AsyncIterator[Step | Picture | None]:
+    ) -> AsyncGenerator[Step | Picture | None, None]:
         name = self.names.find(model, "pictures")
         journal.note(model=name)
         previews = max(previews, JOB_PREVIEWS if journal.watched() else 0)
@@ -223,7 +238,7 @@ class Rooms:
         await self.beside(loaders[kind])
 
 
-async def _begun(events: AsyncIterator[T | None]) -> AsyncIterator[T]:
+async def _begun(events: AsyncGenerator[T | None, None]) -> AsyncGenerator[T, None]:
     """The events behind the None that says that all is checked."""
     assert await anext(events) is None
     return events  # type: ignore[return-value]

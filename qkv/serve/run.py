@@ -9,10 +9,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import uvicorn
 
@@ -45,7 +44,7 @@ class _Server(uvicorn.Server):
         self.should_exit = self._rooms.closing = True
 
 
-def serve(settings: ServeSettings, started: Any = None) -> None:
+def serve(settings: ServeSettings, started: Callable[[str], None] | None = None) -> None:
     """Answers until a signal, and ends the process. `started` is called with the address once the socket listens.
 
     Raises OutputError.

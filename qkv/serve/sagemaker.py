@@ -10,7 +10,6 @@ in the header `x-qkv-warnings`. https://docs.aws.amazon.com/sagemaker/latest/dg/
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,12 +20,12 @@ from pydantic import BaseModel, ValidationError
 from qkv.errors import InputError, quoted, shorten
 from qkv.pictures.picture import Picture
 from qkv.serve import openai
-from qkv.serve.answers import Failure, Json, Plain, base64_text, encoded, server_sent, until_gone
-from qkv.serve.payloads import DRAWN, options, picture_wish, unknown
-from qkv.serve.rooms import Rooms, Step
+from qkv.serve.answers import Failure, Json, Plain, base64_text, encoded, server_sent, unknown, until_gone
+from qkv.serve.payloads import DRAWN, options, picture_wish
+from qkv.serve.rooms import Rooms
 from qkv.tasks.chat import ChatRequest
 from qkv.tasks.complete import CompleteRequest
-from qkv.writing.loop import Completion, Piece, Text, alast
+from qkv.writing.loop import Completion, Piece, Text
 from qkv.writing.options import Options
 
 NAME, PREFIXES = "sagemaker", ("/invocations", "/execution-parameters")
@@ -34,7 +33,7 @@ router = APIRouter(tags=["SageMaker"])
 TEXTS = ("application/x-text", "text/plain")
 OBJECTS = ("application/json", "application/octet-stream", "application/x-www-form-urlencoded", "")  # who says nothing
 _WRITES = {"max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "n", "logprobs", "suffix", "stream"}
-_SAID = ("inputs", "parameters", "stream", "model", "options")
+_SAID = {"inputs", "parameters", "stream", "model", "options"}
 _ENDS = {"stop": "eos_token", "length": "length"}  # TGI's words
 
 
@@ -157,9 +156,8 @@ def _texts(payload: Payload) -> tuple[list[str], bool]:
 async def _draw(request: Request, payload: Payload, whom: Target) -> Answer:
     rooms: Rooms = request.app.state.rooms
     value, file = payload.value if payload.text is None else {"prompt": payload.text}, _file_kind(payload.accept)
-    events = await until_gone(request, rooms.draw(picture_wish(value, files=payload.files), whom.model))
-    found = await until_gone(request, _all(events))
-    warnings = [*found[0].warnings, *unknown(payload.value, DRAWN)]
+    found = await until_gone(request, rooms.drawn(picture_wish(value, files=payload.files), whom.model))
+    warnings = [*found[0].warnings, *unknown(payload.value.keys() - DRAWN)]
     if file is not None:
         return await rooms.beside(lambda: _file(found, file, warnings))
     jpeg = "jpeg" in payload.accept.partition(";")[2]
@@ -187,11 +185,6 @@ def _file(found: Sequence[Picture], kind: str, warnings: Sequence[str]) -> Answe
     return Response(data, media_type=f"image/{kind}"), [*warnings, *more]
 
 
-async def _all(events: AsyncIterator[Step | Picture]) -> list[Picture]:
-    async with aclosing(events) as each:  # type: ignore[type-var]
-        return [event async for event in each if isinstance(event, Picture)]
-
-
 def _pixels(picture: Picture, jpeg: bool) -> Any:
     """A JPEG file in base64, or rows of red, green and blue."""
     if jpeg:
@@ -208,7 +201,7 @@ async def _write(request: Request, payload: Payload, whom: Target) -> Answer:
     texts, several = _texts(payload)
     given = value if "inputs" not in value else _parameters(value)
     asked, warnings = options(given)
-    warnings += unknown(value, _SAID) if "inputs" in value else []
+    warnings += unknown(value.keys() - _SAID) if "inputs" in value else []
     if value.get("stream") and (several or asked.get("n", 1) != 1):
         raise InputError("a stream is of one text; send one and ask for one, or no stream")
     wishes = await _wishes(request, texts, given, asked, whom)
@@ -270,14 +263,10 @@ async def _wishes(
 
 
 async def _written(request: Request, asked: Sequence[ChatRequest | CompleteRequest], whom: Target) -> list[Completion]:
-    if len(asked) > max(1, most := request.app.state.rooms.settings.texts):
+    rooms: Rooms = request.app.state.rooms
+    if len(asked) > max(1, most := rooms.settings.texts):
         raise InputError(f"there are {len(asked):,} texts; at most {most} are written at once, send fewer")
-
-    async def all_of_them() -> list[Completion]:
-        begun = [await request.app.state.rooms.write(wish, whom.model) for wish in asked]
-        return [await alast(events) for events in begun]
-
-    return await until_gone(request, all_of_them())
+    return await until_gone(request, rooms.written(asked, whom.model))
 
 
 async def _tokens(events: AsyncIterator[Piece | Completion], front: str) -> AsyncIterator[Plain]:
@@ -314,7 +303,7 @@ async def _dialogs(request: Request, value: Plain, whom: Target) -> Answer:
             raise InputError("inputs is neither texts nor conversations, lists of {role, content}")
     asked, warnings = options(_parameters(value))
     found = await _written(request, [_talk(talk, asked) for talk in talks], whom)
-    warnings += [*unknown(value, _SAID), *(warning for done in found for warning in done.warnings)]
+    warnings += [*unknown(value.keys() - _SAID), *(warning for done in found for warning in done.warnings)]
     return [{"generation": {"role": "assistant", "content": done.text}} for done in found], warnings
 
 
@@ -327,7 +316,7 @@ async def _embed(request: Request, payload: Payload, whom: Target) -> Answer:
     texts, several = _texts(payload)
     _, found = await until_gone(request, request.app.state.rooms.embed(texts, whom.model))
     rows = found.vectors.tolist()
-    warnings = [*found.warnings, *unknown(payload.value, ("text_inputs", "inputs"))]
+    warnings = [*found.warnings, *unknown(payload.value.keys() - {"text_inputs", "inputs"})]
     return rows if "inputs" in payload.value else {"embedding": rows if several else rows[0]}, warnings
 
 

@@ -24,7 +24,6 @@ class ServeSettings:
     aliases: Mapping[str, str] = field(default_factory=dict)  # a name that clients use: ours
     where: Where = AUTO
     folder: Path | None = None  # of jobs; None: in the data home
-    offline: bool = False
     preload: bool = True  # the default models of text and pictures, before the server is ready
     max_body: int = 64 << 20  # bytes
     read_seconds: float = 30.0  # that a client may be silent in the middle of a request
@@ -33,7 +32,6 @@ class ServeSettings:
     others: int = 64  # vectors, translations
     grace: float = 22.0  # seconds from the first signal to the end; SageMaker kills after 30
     log_json: bool = False
-    log_prompts: bool = False
 
     def __post_init__(self) -> None:
         make_plain(self)

@@ -58,11 +58,6 @@ class Turns:
         self._works: deque[_Work[Any]] = deque()
         self._thread: threading.Thread | None = None
 
-    @property
-    def works(self) -> int:
-        """How many take turns now."""
-        return len(self._works)
-
     async def run(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
         """The events of the generator that `begin` makes, on the thread. Leaving the loop ends it within a step."""
         work: _Work[T] = _Work(begin, asyncio.get_running_loop())

@@ -39,13 +39,11 @@ from qkv.pictures.initial import Beginning, Initial, Spread
 from qkv.pictures.picture import Picture, Settings, Upscale
 from qkv.pictures.request import SIZE_UNIT, Request, check_size, several, texts
 from qkv.pictures.sheet import to_images
-from qkv.registry import label
+from qkv.registry import DEFAULTS, label
 from qkv.sample.denoise import first_row, levels, sample
 from qkv.sample.predict import Condition, Network, guided, predict
 from qkv.text.tokenizer import Prompt
 from qkv.text.weighting import parse, unsupported
-
-DEFAULT = "emblem"  # the model, if nobody says which
 
 
 class Progress(NamedTuple):
@@ -112,7 +110,7 @@ def drawing(request: Request, model: str | Path | None = None, where: Where = AU
 
     Everything is checked, and the model loaded, before this returns. Raises what `draw` does.
     """
-    model = DEFAULT if model is None else model
+    model = DEFAULTS["pictures"] if model is None else model
     drawer = load_drawer(model, where)
     enlarger = None if request.upscale is False else enlarger_beside(model, where)
     if request.upscale and enlarger is None:

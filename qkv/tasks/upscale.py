@@ -22,9 +22,7 @@ from qkv.pictures import png
 from qkv.pictures.enlarge import Enlarged, enlarge
 from qkv.pictures.files import decode_file, read_file, upright
 from qkv.pictures.picture import MAX_TEXT, Upscale, Upscaled
-from qkv.registry import label
-
-DEFAULT = "emblem"  # whose upscaler it is, if nobody says which
+from qkv.registry import DEFAULTS, label
 
 
 def upscale(
@@ -58,7 +56,7 @@ def upscaling(
 ) -> Iterator[Enlarged | Upscaled]:
     """The same as one loop: `Enlarged` after every tile, then the result. The picture and the model are read before
     this returns."""
-    model = DEFAULT if model is None else plain(model)
+    model = DEFAULTS["pictures"] if model is None else plain(model)
     image, texts, warnings = _open(picture)
     enlarger = load_enlarger(model, where, offline=offline, allow_pickle=allow_pickle)
     return devices.on_threads(

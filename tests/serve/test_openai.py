@@ -212,3 +212,11 @@ def test_leaving_a_stream_ends_the_work(client, live) -> None:
     while any(live.rooms.busy.values()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(live.rooms.busy.values())
+
+
+def test_a_prompt_too_many_ends_the_others(serve) -> None:
+    narrow = serve(texts=2)
+    client = openai.OpenAI(base_url=f"{narrow.address}/v1", api_key="none", max_retries=0)
+    with pytest.raises(openai.RateLimitError, match="2 requests for texts are here already"):
+        client.completions.create(model="small", prompt=["a", "b", "c"], max_tokens=60)
+    assert narrow.rooms.busy["texts"] == 0
